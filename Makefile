@@ -1,0 +1,66 @@
+# Each target works as the first command on a machine that has Python 3.11 or newer with venv.
+# `make` alone lists them.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+
+# Jupyter reads no settings and no kernels but the ones of .venv: `make test` sees what a new user would see.
+JUPYTER_HOME := $(CURDIR)/.venv/jupyter
+ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
+	JUPYTER_CONFIG_DIR=$(JUPYTER_HOME)/config JUPYTER_DATA_DIR=$(JUPYTER_HOME)/data \
+	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
+	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
+
+.PHONY: help demo lab test lint format bench clean
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    run the quick start in a real kernel and print what it did"
+	@echo "make lab     open the notebooks in JupyterLab"
+	@echo "make test    all tests: unit, contracts, browser, notebooks"
+	@echo "make lint    ruff, mypy, import directions"
+	@echo "make format  rewrite the code as ruff wants it"
+	@echo "make bench   compare with other tools"
+	@echo "make clean   remove .venv and every cache"
+
+demo: .venv/.stamp-demo
+	@$(ISOLATED) $(BIN)/python notebooks/run.py notebooks/01-quickstart.ipynb
+
+lab: .venv/.stamp-demo
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
+		$(if $(filter 0,$(shell id -u)),--allow-root)
+
+test: .venv/.stamp-test
+	bash .ci/system-packages
+	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) tests
+	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-current-env \
+		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
+
+lint: .venv/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.stamp-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.stamp-dev
+	$(BIN)/python benchmarks/run.py
+
+clean:
+	rm -rf .venv .cache build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One environment; a stamp says which extra of pyproject.toml it has.
+.venv/.stamp-%: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "arrea_nb needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || \
+		{ echo "$(PYTHON) -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@mkdir -p $(JUPYTER_HOME)
+	@touch $@

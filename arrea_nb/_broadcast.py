@@ -1,0 +1,231 @@
+"""Mailboxes: who hears what, in which order, and what happens to those who do not listen.
+
+Guarantees: `publish` only enqueues, so all mailboxes see one order, that of the calls; it is called under
+the Leader's lock. A subscriber's callback runs on a thread of its own, in a copy of the context in which it
+subscribed; one that raises is logged and removed. Past `mailbox_size` events or 8 MiB of text, arriving
+output, progress and custom events are dropped and counted; lifecycle events never are. A `Watch` hears only
+which jobs of its batch changed, and cannot grow.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from queue import Empty, SimpleQueue
+from typing import Any, Self
+
+from arrea_nb._job import BatchRecord
+from arrea_nb.events import BatchEnded, CustomEvent, Event, JobOutput, JobProgress
+
+_log = logging.getLogger("arrea_nb")
+
+MAILBOX_BYTES = 8 * 1024 * 1024
+_DROPPABLE = (JobOutput, JobProgress, CustomEvent)
+Callback = Callable[[Event], object]
+
+
+class Subscription:
+    """A mailbox of events, or a callback that is called with each.
+
+    Without a callback: iterate it, or `get()`; either ends when the subscription is closed, and when it is
+    for one batch after that batch's BatchEnded.
+
+    Attributes:
+        dropped: How many JobOutput, JobProgress and CustomEvents did not fit.
+
+    Example:
+        >>> with subscribe() as events:              # doctest: +SKIP
+        ...     print(events.get(timeout=5.0).type)
+    """
+
+    def __init__(self, leave: Callable[[Subscription], None], batch_id: str | None, size: int) -> None:
+        self.dropped = 0
+        self.batch_id = batch_id
+        self.callback: Callback | None = None
+        self._leave = leave
+        self._size = size
+        # SimpleQueue.put never blocks, and a finaliser may interrupt it.
+        self._queue: SimpleQueue[Event | None] = SimpleQueue()
+        self._text_in = 0  # written by who publishes, under the Leader's lock
+        self._text_out = 0  # written by who reads
+        self._closed = False
+
+    def __repr__(self) -> str:
+        whom = self.callback if self.callback is not None else "mailbox"
+        return f"<Subscription {whom!r} batch={self.batch_id} dropped={self.dropped}>"
+
+    def get(self, timeout: float | None = None) -> Event:
+        """The next event.
+
+        Args:
+            timeout: The longest wait, in seconds. None: no limit.
+
+        Raises:
+            TimeoutError: If none came by then.
+            StopIteration: If the subscription is closed, or its batch has ended and all was read.
+        """
+        if self._closed and self._queue.empty():
+            raise StopIteration
+        try:
+            event = self._queue.get(timeout=timeout)
+        except Empty:
+            raise TimeoutError(f"no event came within {timeout:g} s") from None
+        if event is None:
+            self._closed = True
+            self._queue.put(None)  # for whoever else waits here
+            raise StopIteration
+        if isinstance(event, JobOutput):
+            self._text_out += len(event.text)
+        return event
+
+    def close(self) -> None:
+        """Ends the subscription; more than once is fine."""
+        self._leave(self)
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        return self.get()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def deliver(self, event: Event) -> None:
+        """Enqueues; called under the Leader's lock."""
+        if isinstance(event, _DROPPABLE):
+            text = len(event.text) if isinstance(event, JobOutput) else 0
+            if self._queue.qsize() >= self._size or self._text_in - self._text_out + text > MAILBOX_BYTES:
+                self.dropped += 1
+                return
+            self._text_in += text
+        self._queue.put(event)
+
+    def end(self) -> None:
+        """No more events will come; what is in the mailbox can still be read."""
+        self._queue.put(None)
+
+    def start(self, callback: Callback) -> None:
+        """Calls `callback` with each event, on a thread of its own."""
+        self.callback = callback
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._call, callback), daemon=True,
+                         name="arrea-subscriber").start()
+
+    def _call(self, callback: Callback) -> None:
+        for event in self:
+            if self._closed:
+                return
+            try:
+                callback(event)
+            except BaseException:  # noqa: BLE001 - a faulty observer must not take anything down
+                _log.exception("subscriber %r raised on %s and was removed", callback, event.type)
+                self.close()
+                return
+
+    def discard(self) -> None:
+        """What is in a callback's mailbox is not delivered any more."""
+        self._closed = True
+        self.end()
+
+
+class Watch:
+    """Which jobs of one batch changed since the last look."""
+
+    def __init__(self, leave: Callable[[Watch], None], batch: BatchRecord) -> None:
+        self.batch = batch
+        self._leave = leave
+        self._changed: set[int] = set()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._rung = False  # a bell is in the queue already: it holds one at the most, nearly always
+
+    def mark(self, index: int) -> None:
+        """Notes a change; called under the Leader's lock."""
+        self._changed.add(index)
+        if not self._rung:
+            self._rung = True
+            self._bell.put(None)
+
+    def ring(self) -> None:
+        """Something other than a job changed: the batch ended, or a command arrived."""
+        self._rung = True
+        self._bell.put(None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the batch has ended."""
+        return self.batch.end_clock is not None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until something changed or the batch ended; False when nothing did within `timeout` s."""
+        if self._changed or self.ended:
+            return True
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            try:
+                self._bell.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except Empty:
+                return bool(self._changed) or self.ended
+            self._rung = False
+            return True
+
+    def take(self) -> set[int]:
+        """The jobs that changed since the last call."""
+        self._rung = False
+        changed, self._changed = self._changed, set()
+        return changed
+
+    def close(self) -> None:
+        """Stops watching."""
+        self._leave(self)
+
+
+class Broadcast:
+    """All mailboxes of a Leader. Its methods are called under the Leader's lock."""
+
+    def __init__(self) -> None:
+        self._all: list[Subscription] = []
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __iter__(self) -> Iterator[Subscription]:
+        return iter(tuple(self._all))
+
+    def add(self, subscription: Subscription) -> None:
+        """From now on it hears what is published."""
+        self._all.append(subscription)
+
+    def find(self, callback: Callback, batch_id: str | None = None, *, any_batch: bool = False) -> Subscription | None:
+        """The subscription of this callback, if there is one."""
+        for one in self._all:
+            # A bound method is a new object each time, but equal.
+            if one.callback is not None and one.callback == callback and (any_batch or one.batch_id == batch_id):
+                return one
+        return None
+
+    def remove(self, subscription: Subscription) -> None:
+        """It hears no more; an unknown one is nothing to do."""
+        if subscription in self._all:
+            self._all.remove(subscription)
+
+    def wants(self, batch_id: str) -> bool:
+        """Whether somebody wants the events of this batch."""
+        return any(one.batch_id is None or one.batch_id == batch_id for one in self._all)
+
+    def publish(self, event: Event) -> None:
+        """Enqueues the event for everybody who wants it."""
+        batch_id: Any = event.batch_id
+        for one in self._all:
+            if one.batch_id is None or one.batch_id == batch_id:
+                one.deliver(event)
+        if isinstance(event, BatchEnded):
+            for one in [one for one in self._all if one.batch_id == batch_id]:
+                one.end()
+                self._all.remove(one)

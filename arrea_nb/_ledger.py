@@ -1,0 +1,458 @@
+"""All mutable job state, and the table of legal moves. No threads, no clock, no I/O.
+
+Guarantees: every job reaches exactly one terminal state and one JobEnded, BatchEnded comes after all of
+them, `workers` and `max_workers` are never exceeded, first attempts begin in the order given, batches
+share free places in turn, and `started = finished + failed + cancelled + running` at any moment. An
+illegal move raises with the job's history and changes nothing.
+
+Every verb is called under the Leader's lock, takes the time as an argument, and says by its return value
+what to do next: `take` the job to run, `ended` the moment its retry is due, `halt` the jobs to stop. An
+event is built only if somebody wants to hear of its batch.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from queue import SimpleQueue
+from types import MappingProxyType
+
+from arrea_nb._commands import BadCommand
+from arrea_nb._job import (
+    FAILED_STATES,
+    Attempt,
+    BatchRecord,
+    JobRecord,
+    Latch,
+    Outcome,
+    brief,
+    cancelled_error,
+)
+from arrea_nb.errors import JobTimeout
+from arrea_nb.events import (
+    BatchEnded,
+    BatchRemoved,
+    BatchStarted,
+    Event,
+    JobEnded,
+    JobOutput,
+    JobProgress,
+    JobRetrying,
+    JobStarted,
+    JobState,
+)
+
+QUEUED, RUNNING, WAITING = JobState.QUEUED, JobState.RUNNING, JobState.WAITING
+SUCCEEDED, FAILED, TIMED_OUT = JobState.SUCCEEDED, JobState.FAILED, JobState.TIMED_OUT
+CANCELLED, SKIPPED = JobState.CANCELLED, JobState.SKIPPED
+
+LEGAL = {
+    QUEUED: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
+    RUNNING: frozenset({SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, WAITING}),
+    WAITING: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
+}
+
+
+class Ledger:
+    """The state of every batch of one Leader.
+
+    Args:
+        publish: Takes the events that are built.
+        max_workers: How many jobs run at once over all batches.
+    """
+
+    def __init__(self, publish: Callable[[Event], None], max_workers: int) -> None:
+        self.max_workers = max_workers
+        self.batches: dict[str, BatchRecord] = {}
+        self.places = 0  # taken, over all batches; abandoned threads have none
+        self.abandoned = 0
+        self.running: set[JobRecord] = set()  # handed out to a worker and not ended
+        self.stats = {"started": 0, "finished": 0, "failed": 0, "cancelled": 0}
+        self._publish = publish
+        self._turn: deque[BatchRecord] = deque()  # batches that could use a place, the next first
+        self._returning: deque[tuple[BatchRecord, SimpleQueue[None]]] = deque()
+        self._retries: list[tuple[float, int, JobRecord]] = []
+        self._retry_number = 0
+
+    @property
+    def wanting(self) -> bool:
+        """Whether some batch could use a place, and there may be one."""
+        return bool(self._turn) and self.places < self.max_workers
+
+    # What comes in
+
+    def admit(self, batch: BatchRecord, at: float) -> None:
+        """Takes a batch in; its bad commands have failed at once."""
+        self.batches[batch.id] = batch
+        counts = dict.fromkeys(JobState, 0)
+        counts[QUEUED] = batch.open_jobs = len(batch.jobs)
+        batch.counts = counts
+        bad = [job for job in batch.jobs if isinstance(job.command, BadCommand)]
+        if batch.heard:
+            self._publish(
+                BatchStarted(batch.id, at, batch.name, len(batch.jobs), tuple(job.index for job in bad))
+            )
+        for job in bad:
+            command = job.command
+            assert isinstance(command, BadCommand)  # noqa: S101 - for the type checker
+            job.exit_code = getattr(command.error, "exit_code", None)
+            self._end(job, FAILED, command.error, batch.clock, at)
+        if batch.open_jobs:
+            self._offer(batch)
+        elif not batch.jobs:
+            self._end_batch(batch, batch.clock, at)
+
+    def wanted(self) -> int:
+        """How many places could be filled now with jobs that are ready."""
+        free = self.max_workers - self.places
+        if free <= 0 or not self._turn:
+            return 0
+        return min(free, sum(self._ready(batch) for batch in self._turn))
+
+    def take(self, now: float, at: float) -> JobRecord | None:
+        """The next job for a worker, which now has a place; None when there is nothing to run.
+
+        A callable is RUNNING from here on; a shell job is when `started` tells its pid.
+        """
+        turn = self._turn
+        while turn and self.places < self.max_workers:
+            batch = turn.popleft()
+            batch.in_turn = False
+            job = self._next_of(batch)
+            if job is None:
+                continue
+            self.places += 1
+            batch.running += 1
+            self._offer(batch)
+            job.handed_out = True
+            job.attempt += 1
+            self.running.add(job)
+            if job.command.kind == "python":
+                self.started(job, None, now, at)
+            return job
+        return None
+
+    # What workers report
+
+    def started(self, job: JobRecord, pid: int | None, now: float, at: float) -> None:
+        """The attempt began."""
+        job.clock = now
+        job.started_at = at
+        if job.first_clock is None:
+            job.first_clock = now
+            job.first_at = at
+            self.stats["started"] += 1
+        job.pid = pid
+        self._move(job, RUNNING)
+        if job.batch.heard:
+            self._publish(JobStarted(job.batch.id, at, job.index, job.attempt, pid))
+
+    def printed(self, job: JobRecord, stream: int, text: str, at: float) -> None:
+        """It printed; the bytes are in its output already."""
+        batch = job.batch
+        if batch.watches:
+            self._mark(job)
+        if batch.heard and text:
+            self._publish(JobOutput(batch.id, at, job.index, "stderr" if stream else "stdout", text))
+
+    def progressed(
+        self,
+        job: JobRecord,
+        fraction: float | None,
+        done: float | None,
+        total: float | None,
+        message: str,
+        at: float,
+    ) -> None:
+        """It told its progress."""
+        if (fraction, message) == (job.fraction, job.message):
+            return
+        job.fraction = fraction
+        job.message = message
+        if job.batch.watches:
+            self._mark(job)
+        if job.batch.heard:
+            self._publish(JobProgress(job.batch.id, at, job.index, fraction, done, total, message))
+
+    def ended(self, job: JobRecord, outcome: Outcome, now: float, at: float) -> float | None:
+        """An attempt is over. Returns the moment at which its retry is due, or None."""
+        self._free(job)
+        if outcome.could_not_start:
+            job.attempt -= 1
+        job.value = outcome.value
+        job.exit_code = outcome.exit_code
+        job.signal = outcome.signal
+        job.cpu_seconds = outcome.cpu_seconds
+        job.max_rss_bytes = outcome.max_rss_bytes
+        job.note = outcome.note
+        error = outcome.error
+        state = job.stop
+        if state is CANCELLED:
+            error = cancelled_error(CANCELLED)
+        elif outcome.could_not_start:
+            state = FAILED
+        elif state is TIMED_OUT:
+            error = error if isinstance(error, JobTimeout) else self.timeout_error(job)
+        else:
+            state = FAILED if error is not None else SUCCEEDED
+        if error is not None:
+            job.value = None
+            job.told = outcome.told if error is outcome.error else None
+        decision = outcome.decision
+        halted = job.batch.halted
+        if decision is not None and state in FAILED_STATES:
+            if decision.step == "retry" and halted is None and not outcome.could_not_start:
+                return self._retry(job, state, error, decision.delay, now, at)
+            self._end(job, state, error, now, at)
+            if decision.step in {"stop", "abort"} and halted is None:
+                self.halt(job.batch, SKIPPED, now, at)
+        else:
+            self._end(job, state, error, now, at)
+        return None
+
+    def abandon(self, job: JobRecord, now: float, at: float) -> None:
+        """A stopped callable did not end within its grace: the job ends, its thread goes on without it."""
+        job.abandoned = True
+        self.abandoned += 1
+        self._free(job)
+        state = job.stop or CANCELLED
+        error = self.timeout_error(job) if state is TIMED_OUT else cancelled_error(state)
+        error.add_note("it did not stop within its grace and still runs, in a thread of its own")
+        self._end(job, state, error, now, at)
+
+    def stray_ended(self) -> None:
+        """The thread of an abandoned job has ended after all."""
+        self.abandoned -= 1
+
+    # What stops and resumes
+
+    def stop(self, job: JobRecord, why: JobState, grace: float, now: float, at: float) -> bool:
+        """Stops one job. Returns whether a worker must be told to."""
+        if job.state.ended:
+            return False
+        if job.handed_out:
+            job.grace = min(grace, job.grace) if job.stop is not None else grace
+            first = job.stop is None
+            job.stop = job.stop or why
+            return first
+        self._end(job, CANCELLED, cancelled_error(CANCELLED), now, at)
+        return False
+
+    def halt(self, batch: BatchRecord, rest: JobState, now: float, at: float) -> list[JobRecord]:
+        """Nothing of this batch starts any more; what has not started is `rest`. Returns who still runs."""
+        batch.halted = batch.halted or rest
+        live = []
+        for job in batch.jobs:
+            if job.handed_out:
+                live.append(job)
+            elif not job.state.ended:
+                self._end(job, rest, cancelled_error(rest), now, at)
+        return live
+
+    def give_place(self, job: JobRecord) -> None:
+        """A callable waits for another batch: its place is free meanwhile."""
+        job.batch.running -= 1
+        self.places -= 1
+        self._offer(job.batch)
+
+    def want_place(self, job: JobRecord) -> SimpleQueue[None] | None:
+        """It wants its place back. None: it has it; else what will tell it that it has."""
+        batch = job.batch
+        if job.state.ended or (batch.running < batch.workers and self.places < self.max_workers):
+            if not job.state.ended:
+                batch.running += 1
+                self.places += 1
+            return None
+        bell: SimpleQueue[None] = SimpleQueue()
+        self._returning.append((batch, bell))
+        return bell
+
+    def due(self, now: float) -> float | None:
+        """Puts the retries that are due into the queue. Returns when the next one is."""
+        while self._retries and self._retries[0][0] <= now:
+            job = heapq.heappop(self._retries)[2]
+            if job.state is WAITING:
+                job.batch.due.append(job)
+                self._offer(job.batch)
+        return self._retries[0][0] if self._retries else None
+
+    def remove(self, batch: BatchRecord, at: float) -> None:
+        """Lets go of a batch that has ended."""
+        del self.batches[batch.id]
+        if batch.heard:
+            self._publish(BatchRemoved(batch.id, at))
+
+    # What is asked
+
+    def replay(self, batch: BatchRecord, at: float) -> list[Event]:
+        """What a late subscriber of this batch missed: BatchStarted, and each job's latest lifecycle event."""
+        bad = tuple(job.index for job in batch.jobs if isinstance(job.command, BadCommand))
+        events: list[Event] = [
+            BatchStarted(batch.id, batch.started_at, batch.name, len(batch.jobs), bad)
+        ]
+        for job in batch.jobs:
+            if job.state is RUNNING:
+                events.append(JobStarted(batch.id, job.started_at or at, job.index, job.attempt, job.pid))
+            elif job.state is WAITING:
+                events.append(JobRetrying(batch.id, at, job.index, job.attempt, 0.0, job.told or ""))
+            elif job.state.ended:
+                events.append(self._job_ended(job, at))
+        if batch.end_clock is not None:
+            events.append(self._batch_ended(batch, at))
+        return events
+
+    @staticmethod
+    def timeout_error(job: JobRecord) -> JobTimeout:
+        """The error of a job that ran past its deadline."""
+        return JobTimeout(
+            f"timed out after {job.batch.timeout:g} s; give it longer with -t 10m, or %config Leader.timeout"
+        )
+
+    # The moves
+
+    def _ready(self, batch: BatchRecord) -> int:
+        queued = len(batch.due) + batch.counts[QUEUED]
+        return min(queued, batch.workers - batch.running)
+
+    def _offer(self, batch: BatchRecord) -> None:
+        """Puts the batch into the turn if it could use a place."""
+        if self._returning:
+            self._give_back()
+        if (
+            not batch.in_turn
+            and batch.running < batch.workers
+            and (batch.due or (batch.next_new < len(batch.jobs) and batch.halted is None))
+        ):
+            batch.in_turn = True
+            self._turn.append(batch)
+
+    def _give_back(self) -> None:
+        """Gives free places to callables that want theirs back, before anything new starts."""
+        kept: deque[tuple[BatchRecord, SimpleQueue[None]]] = deque()
+        for batch, bell in self._returning:
+            if batch.running < batch.workers and self.places < self.max_workers:
+                batch.running += 1
+                self.places += 1
+                bell.put(None)
+            else:
+                kept.append((batch, bell))
+        self._returning = kept
+
+    def _next_of(self, batch: BatchRecord) -> JobRecord | None:
+        if batch.running >= batch.workers:
+            return None
+        while batch.due:
+            job = batch.due.popleft()
+            if job.state is WAITING:
+                return job
+        jobs = batch.jobs
+        while batch.next_new < len(jobs):
+            job = jobs[batch.next_new]
+            batch.next_new += 1
+            if job.state is QUEUED:
+                return job
+        return None
+
+    def _free(self, job: JobRecord) -> None:
+        """The worker let go of the job; its place is free."""
+        job.handed_out = False
+        self.running.discard(job)
+        job.batch.running -= 1
+        self.places -= 1
+
+    def _retry(
+        self, job: JobRecord, state: JobState, error: Exception | None, delay: float, now: float, at: float
+    ) -> float:
+        duration = None if job.clock is None else now - job.clock
+        job.past += (
+            Attempt(job.attempt, state, job.started_at, duration, error, job.exit_code, job.signal),
+        )
+        job.stop = None
+        job.error = error
+        job.told = job.told or brief(error)
+        job.fraction = None
+        self._move(job, WAITING)
+        if job.batch.heard:
+            self._publish(JobRetrying(job.batch.id, at, job.index, job.attempt, delay, job.told))
+        self._retry_number += 1
+        heapq.heappush(self._retries, (now + delay, self._retry_number, job))
+        self._offer(job.batch)
+        return now + delay
+
+    def _move(self, job: JobRecord, state: JobState) -> None:
+        """The only place where a job's state changes."""
+        before = job.state
+        if state not in LEGAL.get(before, ()):
+            raise AssertionError(
+                f"illegal move of job {job.index} of batch {job.batch.id}: {before} to {state}; "
+                f"attempts {[attempt.state for attempt in job.past]}, attempt {job.attempt}, stop={job.stop}"
+            )
+        counts = job.batch.counts
+        counts[before] -= 1
+        counts[state] += 1
+        job.state = state
+        if job.batch.watches:
+            self._mark(job)
+
+    def _end(self, job: JobRecord, state: JobState, error: Exception | None, now: float, at: float) -> None:
+        batch = job.batch
+        self._move(job, state)
+        job.error = error
+        if error is not None and job.told is None:
+            job.told = brief(error)
+        job.end_clock = now
+        if job.first_clock is not None:
+            if state is SUCCEEDED:
+                self.stats["finished"] += 1
+                job.fraction = None if job.fraction is None else 1.0
+            else:
+                self.stats["failed" if state in FAILED_STATES else "cancelled"] += 1
+            batch.spent += now - job.first_clock
+            batch.spent_jobs += 1
+        if batch.heard:
+            self._publish(self._job_ended(job, at))
+        for latch in job.latches:
+            latch.put(None)
+        for latch in batch.job_latches:
+            latch.put(job.index)
+        batch.open_jobs -= 1
+        if not batch.open_jobs:
+            self._end_batch(batch, now, at)
+        elif not batch.in_turn:
+            self._offer(batch)
+
+    def _end_batch(self, batch: BatchRecord, now: float, at: float) -> None:
+        counts = batch.counts
+        if counts[FAILED] or counts[TIMED_OUT]:
+            batch.state = FAILED
+        elif counts[CANCELLED] or counts[SKIPPED]:
+            batch.state = CANCELLED
+        else:
+            batch.state = SUCCEEDED
+        batch.end_clock = now
+        if self._returning:
+            self._give_back()
+        if batch.heard:
+            self._publish(self._batch_ended(batch, at))
+        for watch in batch.watches:
+            watch.ring()
+        latches: tuple[Latch, ...] = (*batch.latches, *batch.job_latches)
+        batch.latches = ()
+        for latch in latches:
+            latch.put(None)
+
+    @staticmethod
+    def _mark(job: JobRecord) -> None:
+        for watch in job.batch.watches:
+            watch.mark(job.index)
+
+    @staticmethod
+    def _job_ended(job: JobRecord, at: float) -> JobEnded:
+        duration = None if job.first_clock is None else (job.end_clock or 0.0) - job.first_clock
+        return JobEnded(job.batch.id, at, job.index, job.state, job.exit_code, job.told, duration)
+
+    @staticmethod
+    def _batch_ended(batch: BatchRecord, at: float) -> BatchEnded:
+        duration = (batch.end_clock or batch.clock) - batch.clock
+        return BatchEnded(batch.id, at, batch.state, MappingProxyType(dict(batch.counts)), duration)

@@ -1,0 +1,123 @@
+"""What happens after a job fails: continue, stop, abort, retry.
+
+Guarantees: a `Policy` never changes and is checked when it is made. `decide` is pure, save for a
+callable of the user's, which therefore is asked in the worker's thread and never under a lock.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple
+
+_log = logging.getLogger("arrea_nb")
+
+Step = Literal["continue", "stop", "abort", "retry"]
+STEPS: tuple[Step, ...] = ("continue", "stop", "abort")
+
+
+class Decision(NamedTuple):
+    """What to do after a failure: the step, and for a retry the seconds until it is due."""
+
+    step: Step
+    delay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What happens after a job of a batch fails or times out.
+
+    Attributes:
+        on_error: `"continue"` (the others go on), `"stop"` (nothing new starts, running jobs finish, the
+            rest are skipped), `"abort"` (running jobs are cancelled too), or a callable
+            `f(error, attempt, job)` that is asked after each failure and returns one of these or
+            `"retry"`; with a callable, `retries` is not looked at.
+        retries: How often a failed job is tried again, at the most.
+        retry_delay: Seconds from the first failure to the next attempt.
+        backoff: What the delay is multiplied with after each further failure.
+        max_delay: The longest delay, in seconds.
+
+    Raises:
+        TypeError: For a value of the wrong type.
+        ValueError: For a value out of its range.
+
+    Example:
+        >>> Policy(on_error="stop", retries=2).decide(ValueError(), 1, None)
+        Decision(step='retry', delay=1.0)
+    """
+
+    on_error: str | Callable[[Exception, int, Any], str] = "continue"
+    retries: int = 0
+    retry_delay: float = 1.0
+    backoff: float = 2.0
+    max_delay: float = 60.0
+
+    def __post_init__(self) -> None:
+        if not callable(self.on_error) and self.on_error not in STEPS:
+            raise ValueError(
+                f"policy.on_error: expected one of {', '.join(STEPS)} or a callable, got {self.on_error!r}"
+            )
+        if isinstance(self.retries, bool) or not isinstance(self.retries, int):
+            raise TypeError(f"policy.retries: expected a whole number, got {self.retries!r}")
+        if self.retries < 0:
+            raise ValueError(f"policy.retries: expected 0 or more, got {self.retries}")
+        for name, least in (("retry_delay", 0.0), ("backoff", 1.0), ("max_delay", 0.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"policy.{name}: expected a number, got {value!r}")
+            if not math.isfinite(value) or value < least:
+                raise ValueError(f"policy.{name}: expected a finite number of at least {least:g}, got {value}")
+
+    @classmethod
+    def of(cls, value: Policy | Mapping[str, Any] | None) -> Policy:
+        """Takes a Policy, a mapping with the same keys, or None (the default policy)."""
+        if value is None:
+            return _DEFAULT
+        if isinstance(value, Policy):
+            return value
+        if not isinstance(value, Mapping):
+            raise TypeError(f"policy: expected a Policy or a mapping, got {type(value).__name__}")
+        known = [field.name for field in fields(cls)]
+        unknown = [key for key in value if key not in known]
+        if unknown:
+            raise TypeError(f"policy: expected keys among {', '.join(known)}, got {unknown[0]!r}")
+        return cls(**value)
+
+    def decide(self, error: Exception, attempt: int, job: Any) -> Decision:  # noqa: ANN401 - a Job, above us
+        """Says what comes after attempt number `attempt` (from 1) failed with `error`."""
+        if callable(self.on_error):
+            step = self._ask(self.on_error, error, attempt, job)
+        elif attempt <= self.retries:
+            step = "retry"
+        else:
+            step = self.on_error
+        if step == "retry":
+            return Decision("retry", self.delay_after(attempt))
+        return Decision(step)  # type: ignore[arg-type]
+
+    def delay_after(self, attempt: int) -> float:
+        """Seconds from the failure of attempt number `attempt` to the next one."""
+        try:
+            delay = self.retry_delay * self.backoff ** (attempt - 1)
+        except OverflowError:
+            return self.max_delay
+        return min(delay, self.max_delay)
+
+    @staticmethod
+    def _ask(on_error: Callable[[Exception, int, Any], str], error: Exception, attempt: int, job: Any) -> str:  # noqa: ANN401
+        try:
+            step = on_error(error, attempt, job)
+        except Exception as problem:  # noqa: BLE001 - user code; the batch must go on
+            _log.exception("policy %r raised; the batch goes on", on_error)
+            error.add_note(f"policy.on_error raised {problem!r}; the batch goes on")
+            return "continue"
+        if step not in (*STEPS, "retry"):
+            _log.error("policy %r: expected one of %s or retry, got %r", on_error, ", ".join(STEPS), step)
+            error.add_note(f"policy.on_error: expected one of {', '.join(STEPS)} or retry, got {step!r}")
+            return "continue"
+        return step
+
+
+_DEFAULT = Policy()

@@ -1,0 +1,119 @@
+"""The Leader's one lock, as a critical section that neither an interrupt nor a finaliser can tear.
+
+Three things can break into Python code that holds a lock, and each is provided for:
+
+- An interrupt on the main thread: while the section lasts SIGINT is only noted, and raised at its end.
+- A finaliser or signal handler that runs inside the section, in the thread that owns it: it finds
+  `entered` set and leaves its order in `later`, which the owner carries out before it lets go.
+- The exception that stops a callable: its thread takes it back on entry and is given it again at the end
+  (`shelter`, set by the worker threads).
+
+Use: `with lock, section:`. The RLock's own `__enter__` is C and cannot be torn; ours comes second.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable
+from types import FrameType, TracebackType
+from typing import Any
+
+_main_id = threading.main_thread().ident
+_get_ident = threading.get_ident
+
+
+class HoldInterrupts:
+    """Holds SIGINT back on the main thread; the outermost one raises it at its end. Elsewhere it is nothing."""
+
+    depth = 0  # of the main thread, the only one that ever writes it
+    noted = False
+    _before: Any = None
+
+    def __enter__(self) -> None:
+        cls = HoldInterrupts
+        if _get_ident() != threading.main_thread().ident:
+            return
+        if cls.depth == 0:
+            before = signal.getsignal(signal.SIGINT)
+            if before is None or before is signal.SIG_IGN:
+                before = None  # not ours to swap: set in C, or ignored anyway
+            else:
+                cls.noted = False
+                # An interrupt before this call raises here, and nothing has happened yet.
+                signal.signal(signal.SIGINT, _note)
+            cls._before = before
+        cls.depth += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        cls = HoldInterrupts
+        if _get_ident() != threading.main_thread().ident:
+            return
+        cls.depth -= 1
+        if cls.depth == 0 and cls._before is not None:
+            before, cls._before = cls._before, None
+            noted, cls.noted = cls.noted, False
+            # From here on interrupts raise again; `noted` is known to this frame alone.
+            if noted:
+                try:
+                    signal.signal(signal.SIGINT, before)
+                finally:
+                    signal.raise_signal(signal.SIGINT)
+            else:
+                signal.signal(signal.SIGINT, before)
+                if cls.noted:  # it came between reading and restoring
+                    cls.noted = False
+                    signal.raise_signal(signal.SIGINT)
+
+
+def _note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's arguments
+    HoldInterrupts.noted = True
+
+
+class Section:
+    """The inside of the lock: one for each Leader, entered after its RLock."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.entered = 0
+        # Orders of finalisers and signal handlers that found the section entered by their own thread.
+        self.later: deque[Callable[[], object]] = deque()
+        # From a thread's id to what must be held back there; written by worker threads for themselves.
+        self.shelters: dict[int, Shelter] = {}
+        self._interrupts = HoldInterrupts()
+
+    @property
+    def mine(self) -> bool:
+        """Whether this thread is inside already: then only `later` may be used. Ask while holding `lock`."""
+        return self.entered > 0
+
+    def __enter__(self) -> None:
+        self._interrupts.__enter__()
+        shelter = self.shelters.get(_get_ident())
+        if shelter is not None:
+            shelter.take_back()
+        self.entered += 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self.later:
+            self.later.popleft()()
+        self.entered -= 1
+        shelter = self.shelters.get(_get_ident())
+        if shelter is not None:
+            shelter.give_again()
+        self._interrupts.__exit__(kind, error, trace)
+
+
+class Shelter:
+    """What a worker thread does to keep its stop exception out of a section."""
+
+    def take_back(self) -> None:
+        """Takes a pending exception back."""
+
+    def give_again(self) -> None:
+        """Lets the exception that was taken back come again."""

@@ -1,0 +1,1 @@
+"""What runs jobs: worker threads, shell processes, callables, their output, and the guard."""

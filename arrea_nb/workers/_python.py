@@ -1,0 +1,137 @@
+"""One callable: its context, its deadline, its stop.
+
+Guarantees: each attempt runs in a fresh copy of the context in which its batch was submitted; what it
+prints goes to its own output and is dropped after its end; a coroutine runs in a loop of its own. When the
+job is stopped `StopJob` is raised in it (see `_threads.py` for when), which `except Exception` does not
+catch; a coroutine is cancelled through its loop instead. Tracebacks begin in the user's code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from arrea_nb._job import Desk, JobRecord, Outcome, brief
+from arrea_nb._progress import ProgressReader, running
+from arrea_nb.errors import JobCrashed
+
+if TYPE_CHECKING:
+    from arrea_nb.workers._threads import Worker
+
+_OURS = str(Path(__file__).resolve().parent.parent)
+_ASYNCIO = str(Path(asyncio.__file__).resolve().parent)
+
+
+class StopJob(BaseException):
+    """Raised in a callable at its deadline or when it is cancelled. Private: nobody should catch it."""
+
+
+class _Running:
+    """The attempt, as what runs in it sees it (a `Reporter`)."""
+
+    __slots__ = ("_desk", "_job", "_output", "_readers", "open", "worker")
+
+    def __init__(self, job: JobRecord, desk: Desk, worker: Worker) -> None:
+        self._job = job
+        self._desk = desk
+        self._output: Any = None
+        self._readers: dict[int, ProgressReader] = {}
+        self.worker = worker
+        self.open = True
+
+    def progressed(self, fraction: float | None, done: float, total: float | None, message: str) -> None:
+        if self.open:
+            self._desk.progressed(self._job, fraction, done, total, message)
+
+    def wrote(self, stream: int, text: str) -> None:
+        if not self.open or not text:
+            return
+        data = text.encode("utf-8", "backslashreplace")
+        with self._desk.sheltered(self.worker):  # type: ignore[attr-defined]
+            if self._output is None:
+                self._output = self._job.output = self._desk.new_output()
+            self._output.write(stream, data)
+            reader = self._readers.setdefault(stream, ProgressReader())
+            self._desk.printed(self._job, stream, text, reader.feed(data))
+
+
+def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
+    """Runs the callable, reports its outcome, and returns the next job."""
+    attempt = _Running(job, desk, worker)
+    if job.output is not None:
+        job.output = None
+    outcome = None
+    try:
+        error: BaseException
+        try:
+            # From here on StopJob can come at any moment, until report() closes the slot.
+            worker.open = True
+            if job.stop is not None:
+                raise StopJob  # noqa: TRY301 - the order came before the slot was open
+            outcome = Outcome(job.batch.context.copy().run(_call, job.command, attempt, worker))
+        except BaseException as raised:  # noqa: BLE001 - all of it is the job's outcome
+            error = raised
+            outcome = _failed(job, desk, error, worker)
+        attempt.open = False
+        return desk.report(worker, job, outcome)
+    except StopJob:
+        # It came in one of the gaps above. An attempt gets it once, so now there is peace.
+        attempt.open = False
+        return desk.report(worker, job, outcome or Outcome())
+
+
+def _call(command: Any, attempt: _Running, worker: Worker) -> Any:  # noqa: ANN401 - the user's value
+    running.set(attempt)
+    value = command.function()
+    if inspect.iscoroutine(value):
+        return _run_coroutine(value, worker)
+    return value
+
+
+def _run_coroutine(coroutine: Any, worker: Worker) -> Any:  # noqa: ANN401
+    async def supervise() -> Any:  # noqa: ANN401
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(coroutine)
+
+        def cancel() -> None:
+            try:
+                loop.call_soon_threadsafe(task.cancel)
+            except RuntimeError:
+                return  # the loop is closed: the coroutine is over
+
+        worker.cancel_task = cancel
+        if worker.job is not None and worker.job.stop is not None:
+            task.cancel()
+        return await task
+
+    return asyncio.run(supervise())
+
+
+def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -> Outcome:
+    """Reads the outcome out of what was raised, and asks the policy."""
+    if job.stop is not None:
+        error: Exception = JobCrashed("stopped")  # the ledger puts the right error in its place
+        if worker.lost:
+            return Outcome(error=error)
+        if job.stop == "timed_out":
+            error = desk.timeout_error(job)  # type: ignore[attr-defined]
+    elif isinstance(raised, Exception):
+        error = raised
+        error.__traceback__ = _users_part(error.__traceback__)
+    else:
+        error = JobCrashed(f"the callable raised {type(raised).__name__}: {raised}".rstrip(": "))
+        raised.__traceback__ = _users_part(raised.__traceback__)
+        error.__cause__ = raised
+    decision = job.batch.policy.decide(error, job.attempt, desk.public(job))
+    return Outcome(error=error, decision=decision, told=brief(error))
+
+
+def _users_part(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame that is neither ours nor asyncio's."""
+    at = trace
+    while at is not None and at.tb_frame.f_code.co_filename.startswith((_OURS, _ASYNCIO)):
+        at = at.tb_next
+    return at or trace
