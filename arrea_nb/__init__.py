@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from arrea_nb._job import Batch as Batch
     from arrea_nb._job import Job as Job
     from arrea_nb._job import ShellResult as ShellResult
-    from arrea_nb._leader import BatchSnapshot as BatchSnapshot
-    from arrea_nb._leader import JobSnapshot as JobSnapshot
     from arrea_nb._leader import Leader as Leader
-    from arrea_nb._leader import LeaderState as LeaderState
     from arrea_nb._policy import Policy as Policy
+    from arrea_nb._state import BatchSnapshot as BatchSnapshot
+    from arrea_nb._state import JobSnapshot as JobSnapshot
+    from arrea_nb._state import LeaderState as LeaderState
     from arrea_nb.events import JobState as JobState
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Batch": "arrea_nb._job",
-    "BatchSnapshot": "arrea_nb._leader",
+    "BatchSnapshot": "arrea_nb._state",
     "Job": "arrea_nb._job",
-    "JobSnapshot": "arrea_nb._leader",
+    "JobSnapshot": "arrea_nb._state",
     "JobState": "arrea_nb.events",
     "Leader": "arrea_nb._leader",
-    "LeaderState": "arrea_nb._leader",
+    "LeaderState": "arrea_nb._state",
     "Policy": "arrea_nb._policy",
     "ShellResult": "arrea_nb._job",
     "Subscription": "arrea_nb._broadcast",
@@ -55,7 +55,7 @@ __all__ = [  # noqa: PLE0604 - the names that __getattr__ finds
 ]
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - any public name; loaded at first use (PEP 562)
+def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name in _VERBS:

@@ -115,8 +115,9 @@ class Subscription:
         """Calls `callback` with each event, on a thread of its own."""
         self.callback = callback
         context = contextvars.copy_context()
-        threading.Thread(target=context.run, args=(self._call, callback), daemon=True,
-                         name="arrea-subscriber").start()
+        threading.Thread(
+            target=context.run, args=(self._call, callback), daemon=True, name="arrea-subscriber"
+        ).start()
 
     def _call(self, callback: Callback) -> None:
         for event in self:
@@ -202,11 +203,17 @@ class Broadcast:
         """From now on it hears what is published."""
         self._all.append(subscription)
 
-    def find(self, callback: Callback, batch_id: str | None = None, *, any_batch: bool = False) -> Subscription | None:
+    def find(
+        self, callback: Callback, batch_id: str | None = None, *, any_batch: bool = False
+    ) -> Subscription | None:
         """The subscription of this callback, if there is one."""
         for one in self._all:
             # A bound method is a new object each time, but equal.
-            if one.callback is not None and one.callback == callback and (any_batch or one.batch_id == batch_id):
+            if (
+                one.callback is not None
+                and one.callback == callback
+                and (any_batch or one.batch_id == batch_id)
+            ):
                 return one
         return None
 

@@ -14,7 +14,7 @@ import os
 import reprlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal
 
@@ -135,7 +135,7 @@ def read_commands(
     for command in commands:
         written.append(command)
         if len(written) > limit:
-            count = len(commands) if hasattr(commands, "__len__") else len(written)
+            count = len(commands) if isinstance(commands, Sized) else len(written)
             raise TooManyCommandsError(
                 f"{count} commands, but a batch takes {limit}; pass max_commands={count}, "
                 "or set %config Leader.max_commands",
@@ -269,8 +269,9 @@ def checked_env(value: object) -> dict[str, str]:
     env = {}
     for key, text in value.items():
         if not isinstance(key, str) or not isinstance(text, str | os.PathLike):
-            raise TypeError(f"env: expected names and values of type str, got {short_repr(key)}: "
-                            f"{type(text).__name__}")
+            raise TypeError(
+                f"env: expected names and values of type str, got {short_repr(key)}: {type(text).__name__}"
+            )
         plain = os.fsdecode(text)
         if not key or "=" in key or "\0" in key or "\0" in plain:
             raise ValueError(f"env: expected a name without '=' and no NUL byte, got {key!r}")
@@ -286,5 +287,7 @@ def checked_shell(value: object, path: str | None) -> str:
         raise TypeError(f"shell: expected the name or path of a shell, got {short_repr(value)}")
     found = shutil.which(value, path=path) if value and "\0" not in value else None
     if found is None:
-        raise ValueError(f"shell: expected a shell such as /bin/sh or bash, got {value!r}, which is not there")
+        raise ValueError(
+            f"shell: expected a shell such as /bin/sh or bash, got {value!r}, which is not there"
+        )
     return found

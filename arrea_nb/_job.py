@@ -93,7 +93,7 @@ class OutputView(Protocol):
 class Latch(Protocol):
     """What waits for an end: a SimpleQueue, or a bridge into an event loop."""
 
-    def put(self, item: Any, /) -> None: ...  # noqa: ANN401 - a job's index, or None for the end
+    def put(self, item: Any, /) -> None: ...
 
 
 class JobRecord:
@@ -200,9 +200,9 @@ class Host(Protocol):
 
     def again(self, batch: BatchRecord, jobs: Sequence[JobRecord], options: Mapping[str, Any]) -> Batch: ...
 
-    def show(self, batch: Batch) -> Any: ...  # noqa: ANN401 - a View, which only notebook/ knows
+    def show(self, batch: Batch) -> Any: ...
 
-    def widget(self, batch: Batch) -> Any: ...  # noqa: ANN401
+    def widget(self, batch: Batch) -> Any: ...
 
     def waited(self, batch: Batch) -> None: ...
 
@@ -212,7 +212,7 @@ class Desk(Protocol):
 
     kernel_id: str
 
-    def report(self, worker: Any, job: JobRecord | None, outcome: Outcome | None) -> JobRecord | None: ...  # noqa: ANN401
+    def report(self, worker: Any, job: JobRecord | None, outcome: Outcome | None) -> JobRecord | None: ...
 
     def started(self, job: JobRecord, pid: int) -> None: ...
 
@@ -224,15 +224,15 @@ class Desk(Protocol):
 
     def expired(self, job: JobRecord) -> None: ...
 
-    def new_output(self) -> Any: ...  # noqa: ANN401 - an Output, which is below workers/
+    def new_output(self) -> Any: ...
 
-    def guard(self) -> Any: ...  # noqa: ANN401
+    def guard(self) -> Any: ...
 
     def public(self, job: JobRecord) -> Job: ...
 
 
 class Job:
-    """One command of a batch: its state, its output, and in the end its outcome.
+    r"""One command of a batch: its state, its output, and in the end its outcome.
 
     Every attribute can be read at any time from any thread; what is not known yet is None. Times are
     seconds since the epoch, durations seconds. After a retry `output` is the last attempt's, and
@@ -241,7 +241,7 @@ class Job:
     Example:
         >>> job = execute(["echo hello"])[0]        # doctest: +SKIP
         >>> job.result().stdout                     # doctest: +SKIP
-        'hello\\n'
+        'hello\n'
     """
 
     __slots__ = ("_batch", "_host", "_record")
@@ -335,7 +335,7 @@ class Job:
         return self._record.elapsed(time.monotonic())
 
     @property
-    def value(self) -> Any:  # noqa: ANN401 - whatever the user's callable returned
+    def value(self) -> Any:
         """What it returned: a ShellResult, or the callable's value. None before, and after a failure."""
         record = self._record
         if record.command.kind == "shell" and record.state is JobState.SUCCEEDED:
@@ -418,7 +418,7 @@ class Job:
         """Whether its thread went on after the job was stopped."""
         return self._record.abandoned
 
-    def result(self, timeout: float | None = None) -> Any:  # noqa: ANN401 - whatever the callable returned
+    def result(self, timeout: float | None = None) -> Any:
         """Waits for the end and returns the value.
 
         Args:
@@ -599,7 +599,7 @@ class Batch(Sequence[Job]):
         )
 
     @property
-    def widget(self) -> Any:  # noqa: ANN401 - an ipywidgets DOMWidget, which only notebook/ imports
+    def widget(self) -> Any:
         """The live view, an ipywidgets DOMWidget to place in a layout of one's own."""
         return self._host.widget(self)
 
@@ -653,7 +653,9 @@ class Batch(Sequence[Job]):
         kind = "failed" if failed else "cancelled"
         name = " ".join(first.name.split())
         name = name if len(name) <= 60 else name[:57] + "..."
-        message = f"{failed or len(bad)} of {len(records)} {kind}: [{first.index}] {name}: {brief(first.error)}"
+        message = (
+            f"{failed or len(bad)} of {len(records)} {kind}: [{first.index}] {name}: {brief(first.error)}"
+        )
         return BatchFailed(message, [record.error for record in bad if record.error is not None])
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
@@ -696,7 +698,7 @@ class Batch(Sequence[Job]):
         """
         self._host.stop(self._record, interrupted=interrupted)
 
-    def retry_failed(self, **options: Any) -> Batch:  # noqa: ANN401 - the options of execute
+    def retry_failed(self, **options: Any) -> Batch:
         """Runs the failed, timed-out, cancelled and skipped jobs again, as a new batch.
 
         Args:
@@ -744,7 +746,7 @@ class Batch(Sequence[Job]):
     def __iter__(self) -> Iterator[Job]:
         return iter(self.jobs)
 
-    def __getitem__(self, key: int | str | slice) -> Any:  # noqa: ANN401 - a Job, or jobs for a slice
+    def __getitem__(self, key: int | str | slice) -> Any:
         if isinstance(key, str):
             for job in self.jobs:
                 if job.name == key:

@@ -7,9 +7,8 @@ Orders go down as verbs, news comes up in the past tense:
                     │   └─ publish ────┼──▶ mailboxes ──▶ subscribers, views
                     └── report ◀───────┘  (the end of one job; returns the next)
 
-Guarantees: there is one lock, and everything under it is short: no user code, no I/O, no widget. Publishing
-happens under it and only enqueues, so that every subscriber sees one order. `with self._lock, self._section`
-is the only way in, except for the workers' `report`, which is the hot path and needs no care for interrupts.
+Guarantees: options are checked before anything starts, and every public method works from any thread. What
+goes on inside, and the one lock, is in `_engine.py`.
 """
 
 from __future__ import annotations
@@ -28,14 +27,13 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from traitlets import Float, Int, Unicode
 from traitlets.config import SingletonConfigurable
 
-from arrea_nb._broadcast import Broadcast, Callback, Subscription, Watch
+from arrea_nb._broadcast import Callback, Subscription, Watch
 from arrea_nb._commands import (
     BadCommand,
     PythonCall,
@@ -47,22 +45,19 @@ from arrea_nb._commands import (
     checked_text,
     read_commands,
 )
-from arrea_nb._job import Batch, BatchRecord, Job, JobRecord, Latch, Outcome
-from arrea_nb._ledger import Ledger
+from arrea_nb._engine import INTERRUPT_GRACE, Engine
+from arrea_nb._job import Batch, BatchRecord, JobRecord
+from arrea_nb._log import LogWriter
 from arrea_nb._policy import Policy
 from arrea_nb._progress import running
-from arrea_nb._section import HoldInterrupts, Section
-from arrea_nb._timer import Timer
-from arrea_nb.errors import AllWorkersFailedError, ArreaError, JobTimeout, UnknownBatchError
-from arrea_nb.events import CustomEvent, Event, JobEnded, JobRetrying, JobStarted, JobState
+from arrea_nb._section import HoldInterrupts
+from arrea_nb._state import BatchSnapshot, JobSnapshot, LeaderState
+from arrea_nb.errors import AllWorkersFailedError, ArreaError, UnknownBatchError
+from arrea_nb.events import CustomEvent, JobState
 from arrea_nb.workers import _capture
-from arrea_nb.workers._guard import Guard
-from arrea_nb.workers._output import Output, Spool
 from arrea_nb.workers._shell import SUPPORTED, own_path
-from arrea_nb.workers._threads import Worker
 
 _log = logging.getLogger("arrea_nb")
-_INTERRUPT_GRACE = 1.0
 _leaders: weakref.WeakSet[Leader] = weakref.WeakSet()
 
 
@@ -75,56 +70,6 @@ DEFAULT: Final[Any] = _Default()
 """The value of an option that was not given: the Leader's trait of that name decides."""
 
 
-@dataclass(frozen=True)
-class JobSnapshot:
-    """One job at one moment."""
-
-    batch_id: str
-    index: int
-    name: str
-    kind: str
-    state: JobState
-    attempt: int
-    started_at: float | None
-    pid: int | None
-    progress: float | None
-
-
-@dataclass(frozen=True)
-class BatchSnapshot:
-    """One batch at one moment."""
-
-    id: str
-    name: str
-    state: JobState
-    counts: Mapping[JobState, int]
-    total: int
-    workers: int
-    started_at: float
-    ended_at: float | None
-
-
-@dataclass(frozen=True)
-class LeaderState:
-    """What the Leader knows at one moment: consistent, and it never changes.
-
-    Attributes:
-        batches: From id to snapshot, oldest first.
-        workers: From the worker's number to the job that it runs.
-        subscribers: Who hears events.
-        stats: Jobs since the Leader began: started, finished, failed, cancelled, running.
-        max_workers: How many jobs run at once over all batches.
-        abandoned: Threads that outlived their job and still run.
-    """
-
-    batches: Mapping[str, BatchSnapshot]
-    workers: Mapping[int, JobSnapshot]
-    subscribers: tuple[Subscription, ...]
-    stats: Mapping[str, int]
-    max_workers: int
-    abandoned: int
-
-
 @dataclass
 class _Views:
     """Who shows batches; the notebook side registers itself here."""
@@ -135,7 +80,7 @@ class _Views:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-class Leader(SingletonConfigurable):
+class Leader(Engine, SingletonConfigurable):
     """Runs batches of commands. One for a kernel: `Leader.instance()`.
 
     `Leader(max_workers=8)`, with or without `with`, is one of its own, to be closed by its owner.
@@ -155,13 +100,17 @@ class Leader(SingletonConfigurable):
     ).tag(config=True)
     max_commands = Int(100, min=1, help="Commands in one batch.").tag(config=True)
     max_workers = Int(100, min=1, help="Jobs that run at once over all batches.").tag(config=True)
-    cleanup_interval = Float(60.0, min=0.001, help="Seconds between two looks for old batches.").tag(config=True)
+    cleanup_interval = Float(60.0, min=0.001, help="Seconds between two looks for old batches.").tag(
+        config=True
+    )
     batch_retention = Float(300.0, min=0, help="Seconds that an ended batch is kept.").tag(config=True)
     keep_batches = Int(20, min=0, help="So many ended batches are kept in any case.").tag(config=True)
     grace = Float(2.0, min=0, help="Seconds from SIGTERM to SIGKILL; 0 kills at once.").tag(config=True)
     shell = Unicode("/bin/sh", help="The shell that runs lines, by name or path.").tag(config=True)
     max_output_bytes = Int(1 << 30, min=0, help="Output of one job that is kept, in bytes.").tag(config=True)
-    memory_output_bytes = Int(256 << 10, min=1024, help="Of which so much in memory, in bytes.").tag(config=True)
+    memory_output_bytes = Int(256 << 10, min=1024, help="Of which so much in memory, in bytes.").tag(
+        config=True
+    )
 
     views: ClassVar[_Views] = _Views()
 
@@ -170,20 +119,7 @@ class Leader(SingletonConfigurable):
         if unknown:
             raise TypeError(f"{unknown[0]}: no such option of a Leader; it has {', '.join(_own_options())}")
         super().__init__(**options)
-        self.kernel_id = secrets.token_hex(8)
-        self._section = Section()
-        self._lock = self._section.lock
-        self._broadcast = Broadcast()
-        self._ledger = Ledger(self._broadcast.publish, self.max_workers)
-        self._timer = Timer(self._tick)
-        self._workers: set[Worker] = set()
-        self._worker_number = 0
-        self._batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
-        self._spool = Spool(self.kernel_id)
-        self._guard = Guard(self.kernel_id, str(self._spool.directory))
-        self._sweep_at: float | None = None
-        self._process = os.getpid()
-        self._closed = False
+        self._begin()
         self.observe(self._set_max_workers, "max_workers")
         _leaders.add(self)
         atexit.register(_close_at_exit, weakref.ref(self))
@@ -287,7 +223,7 @@ class Leader(SingletonConfigurable):
         if any(isinstance(command, PythonCall) for command in made):
             _capture.install()
         if log:
-            self.subscribe(_Logger(batch).write, batch=batch)
+            self.subscribe(LogWriter(batch).write, batch=batch)
         return self._admit(batch)
 
     def run(self, commands: Any, **options: Any) -> list[Any]:
@@ -304,7 +240,9 @@ class Leader(SingletonConfigurable):
         view = None
         try:
             with self.uninterrupted():
-                batch = self.execute(list(commands) if isinstance(commands, Iterator) else commands, **options)
+                batch = self.execute(
+                    list(commands) if isinstance(commands, Iterator) else commands, **options
+                )
             view = self.show(batch)
             batch.wait()
         except KeyboardInterrupt:
@@ -407,7 +345,9 @@ class Leader(SingletonConfigurable):
         if not isinstance(event, Mapping):
             raise TypeError(f"event: expected a mapping with a 'type', got {type(event).__name__}")
         if "type" not in event:
-            raise ValueError(f"event: expected a mapping with a 'type', got the keys {sorted(map(str, event))}")
+            raise ValueError(
+                f"event: expected a mapping with a 'type', got the keys {sorted(map(str, event))}"
+            )
         custom = CustomEvent(None, time.time(), MappingProxyType(dict(event)))
         self._order(lambda: self._broadcast.publish(custom))
 
@@ -431,8 +371,14 @@ class Leader(SingletonConfigurable):
             batches=MappingProxyType(
                 {
                     one.id: BatchSnapshot(
-                        one.id, one.name, state, MappingProxyType(counts), len(one.jobs), one.workers,
-                        one.started_at, None if end is None else one.started_at + end - one.clock,
+                        one.id,
+                        one.name,
+                        state,
+                        MappingProxyType(counts),
+                        len(one.jobs),
+                        one.workers,
+                        one.started_at,
+                        None if end is None else one.started_at + end - one.clock,
                     )
                     for one, counts, state, end in batches
                 }
@@ -440,7 +386,15 @@ class Leader(SingletonConfigurable):
             workers=MappingProxyType(
                 {
                     worker.number: JobSnapshot(
-                        job.batch.id, job.index, job.name, job.command.kind, state, attempt, started, pid, done
+                        job.batch.id,
+                        job.index,
+                        job.name,
+                        job.command.kind,
+                        state,
+                        attempt,
+                        started,
+                        pid,
+                        done,
                     )
                     for worker, job, state, attempt, started, pid, done in jobs
                 }
@@ -514,7 +468,9 @@ class Leader(SingletonConfigurable):
         batches = self.batches()
         found = [one for one in batches if one.id.startswith(prefix)]
         if prefix and len(found) > 1:
-            raise UnknownBatchError(f"{prefix} is short for {', '.join(one.id[:8] for one in found)}; say more of it")
+            raise UnknownBatchError(
+                f"{prefix} is short for {', '.join(one.id[:8] for one in found)}; say more of it"
+            )
         if not found:
             there = ", ".join(one.id[:8] for one in batches) or "none"
             raise UnknownBatchError(f"no batch {prefix or 'yet'}; there are: {there}")
@@ -570,303 +526,25 @@ class Leader(SingletonConfigurable):
         if self.views.waited is not None:
             self.views.waited(batch)
 
-    # For batches and jobs (Host)
-
-    def stop(self, batch: BatchRecord, job: int | None = None, *, interrupted: bool = False) -> None:
-        """Cancels a batch or one of its jobs."""
-        self._check_usable(closed=True)
-        if job is not None and not 0 <= job < len(batch.jobs):
-            count = len(batch.jobs)
-            raise IndexError(f"no job {job} in batch {batch.id[:4]}… (it has {count}: 0 to {count - 1})")
-        grace = min(self.grace, _INTERRUPT_GRACE) if interrupted else self.grace
-        self._order(lambda: self._stop(batch, job, grace))
-
-    def await_end(self, batch: BatchRecord, job: JobRecord | None, timeout: float | None) -> bool:
-        """Waits for the end of a batch or of one job. A callable gives up its place meanwhile."""
-        self._check_usable(closed=True)
-        latch: SimpleQueue[Any] = SimpleQueue()
-        reporter = running.get()
-        worker: Worker | None = getattr(reporter, "worker", None)
-        if worker is not None and (worker.ident != threading.get_ident() or worker.lost):
-            worker = None
-        waiter = None
-        target = batch if job is None else job
-        with self._lock, self._section:
-            if _has_ended(target):
-                return True
-            target.latches += (latch,)
-            if worker is not None and worker.job is not None and worker.open:
-                waiter = worker.job
-                worker.latch = latch
-                self._ledger.give_place(waiter)
-                self._hire()
-        try:
-            latch.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-        except Empty:
-            pass
-        finally:
-            with self._lock, self._section:
-                target.latches = tuple(one for one in target.latches if one is not latch)
-                if waiter is not None and worker is not None:
-                    bell = None if worker.lost else self._ledger.want_place(waiter)
-                    worker.latch = None
-            if waiter is not None and bell is not None:
-                bell.get()
-        return _has_ended(target)
-
-    def add_latch(self, batch: BatchRecord, latch: Latch, *, each_job: bool = False) -> bool:
-        """Lets `latch` know of the end, or of each job's end. Returns whether it has ended already."""
-        self._check_usable(closed=True)
-        with self._lock, self._section:
-            if batch.end_clock is not None:
-                return True
-            if each_job:
-                batch.job_latches += (latch,)
-            else:
-                batch.latches += (latch,)
-        return False
-
-    def drop_latch(self, batch: BatchRecord, latch: Latch) -> None:
-        """It need not know any more."""
-
-        def drop() -> None:
-            batch.latches = tuple(one for one in batch.latches if one is not latch)
-            batch.job_latches = tuple(one for one in batch.job_latches if one is not latch)
-
-        self._order(drop)
-
     def again(self, batch: BatchRecord, jobs: Sequence[JobRecord], options: Mapping[str, Any]) -> Batch:
         """Runs some jobs of a batch once more, as a new batch with the same options."""
         names = [batch.names[job.index] for job in jobs] if batch.names is not None else None
         written = [job.written for job in jobs]
         env = {os.fsdecode(key): os.fsdecode(value) for key, value in batch.env.items()} or None
         defaults = {
-            "workers": batch.workers, "timeout": batch.timeout, "policy": batch.policy, "name": batch.name,
-            "shell": batch.shell, "cwd": batch.cwd, "env": env, "max_commands": max(len(jobs), self.max_commands),
+            "workers": batch.workers,
+            "timeout": batch.timeout,
+            "policy": batch.policy,
+            "name": batch.name,
+            "shell": batch.shell,
+            "cwd": batch.cwd,
+            "env": env,
+            "max_commands": max(len(jobs), self.max_commands),
         }
         commands = written if names is None else dict(zip(names, written, strict=True))
         return self.execute(commands, **{**defaults, **options})
 
-    # For workers (Desk)
-
-    def report(self, worker: Worker, job: JobRecord | None, outcome: Outcome | None) -> JobRecord | None:
-        """Takes the end of one job and returns the next: the hot path, one section for each job."""
-        now = time.monotonic()
-        at = time.time()
-        ledger = self._ledger
-        section = self._section
-        with self._lock:
-            worker.close()
-            section.entered += 1
-            try:
-                if worker.lost:
-                    self._workers.discard(worker)
-                    section.shelters.pop(worker.ident, None)
-                    ledger.stray_ended()
-                    return None
-                if job is None:
-                    section.shelters[worker.ident] = worker
-                elif outcome is not None:
-                    due = ledger.ended(job, outcome, now, at)
-                    if due is not None:
-                        self._timer.plan(due)
-                    elif outcome.decision is not None and outcome.decision.step == "abort":
-                        self._stop(job.batch, None, self.grace)
-                    if job.batch.end_clock is not None:
-                        self._plan_sweep(now)
-                following = None if self._closed else ledger.take(now, at)
-                if following is None:
-                    worker.begin(None, None)
-                    self._workers.discard(worker)
-                    section.shelters.pop(worker.ident, None)
-                    if not ledger.running:
-                        self._timer.plan(now)
-                else:
-                    timeout = following.batch.timeout
-                    deadline = None
-                    if timeout is not None and following.command.kind == "python":
-                        deadline = now + timeout
-                        if deadline < self._timer.next:
-                            self._timer.plan(deadline)
-                    worker.begin(following, deadline)
-                    if ledger.wanting:
-                        self._hire()
-                return following
-            finally:
-                while section.later:
-                    section.later.popleft()()
-                section.entered -= 1
-
-    def started(self, job: JobRecord, pid: int) -> None:
-        """A shell job's process runs."""
-        with self._lock, self._section:
-            self._ledger.started(job, pid, time.monotonic(), time.time())
-
-    def printed(self, job: JobRecord, stream: int, text: str, fraction: float | None = None) -> None:
-        """A job printed."""
-        with self._lock, self._section:
-            at = time.time()
-            self._ledger.printed(job, stream, text, at)
-            if fraction is not None:
-                self._ledger.progressed(job, fraction, None, None, job.message, at)
-
-    def progressed(
-        self, job: JobRecord, fraction: float | None, done: float | None, total: float | None, message: str
-    ) -> None:
-        """A callable told its progress."""
-        with self._lock, self._section:
-            if job.state is JobState.RUNNING:
-                self._ledger.progressed(job, fraction, done, total, message, time.time())
-
-    def expired(self, job: JobRecord) -> None:
-        """A shell job's deadline passed."""
-        with self._lock, self._section:
-            self._ledger.stop(job, JobState.TIMED_OUT, self.grace, time.monotonic(), time.time())
-
-    @contextmanager
-    def sheltered(self, worker: Worker) -> Iterator[None]:
-        """Keeps the stop exception of a callable out of what is written for it, which takes no lock of ours."""
-        if worker.ident != threading.get_ident():
-            yield  # a thread of the callable's own, into which nothing is injected
-            return
-        with self._lock:
-            worker.sheltered += 1
-            worker.take_back()
-        try:
-            yield
-        finally:
-            with self._lock:
-                worker.sheltered -= 1
-                worker.give_again()
-
-    def timeout_error(self, job: JobRecord) -> JobTimeout:
-        """The error of a job that ran past its deadline."""
-        return self._ledger.timeout_error(job)
-
-    def new_output(self) -> Output:
-        """Where a job's output goes."""
-        return Output(self._spool, self.memory_output_bytes, self.max_output_bytes)
-
-    def guard(self) -> Guard:
-        """The process that outlives the kernel by a moment."""
-        return self._guard
-
-    def public(self, job: JobRecord) -> Job:
-        """The Job that the user knows."""
-        return self._public_batch(job.batch).jobs[job.index]
-
     # Inside
-
-    def _check_usable(self, *, closed: bool = False) -> None:
-        if self._process != os.getpid():
-            raise RuntimeError("this belongs to the parent process; in a forked child execute a batch of its own")
-        if self._closed and not closed:
-            raise RuntimeError("this Leader is closed; make another, or take Leader.instance()")
-
-    def _order(self, order: Callable[[], object]) -> None:
-        """Carries out a verb without a result; from inside the section, when the section ends."""
-        with self._lock:
-            if self._section.mine:
-                self._section.later.append(order)
-                return
-            with self._section:
-                order()
-
-    def _admit(self, batch: BatchRecord) -> Batch:
-        made = Batch(batch, self)
-        with self._lock, self._section:
-            batch.clock = time.monotonic()
-            batch.started_at = time.time()
-            batch.heard = self._broadcast.wants(batch.id)
-            self._ledger.admit(batch, batch.started_at)
-            self._batches[batch.id] = made
-            self._hire()
-            if batch.end_clock is not None:
-                self._plan_sweep(batch.clock)
-        return made
-
-    def _hire(self) -> None:
-        """Starts as many workers as could have a job now."""
-        for _ in range(self._ledger.wanted() - sum(worker.job is None for worker in self._workers)):
-            self._worker_number += 1
-            worker = Worker(self, self._worker_number)
-            self._workers.add(worker)
-            try:
-                worker.thread.start()
-            except RuntimeError:
-                self._workers.discard(worker)
-                _log.warning("no further thread could be started; %d workers go on", len(self._workers))
-                return
-
-    def _stop(self, batch: BatchRecord, job: int | None, grace: float) -> None:
-        now = time.monotonic()
-        at = time.time()
-        if job is None:
-            jobs = self._ledger.halt(batch, JobState.CANCELLED, now, at)
-        else:
-            jobs = [batch.jobs[job]]
-        for one in jobs:
-            if self._ledger.stop(one, JobState.CANCELLED, grace, now, at) or one.handed_out:
-                self._tell_worker(one, now)
-        if batch.end_clock is not None:
-            self._plan_sweep(now)
-
-    def _tell_worker(self, job: JobRecord, now: float) -> None:
-        for worker in self._workers:
-            if worker.job is job:
-                worker.stop()
-                if job.command.kind == "python":
-                    ends = now + job.grace
-                    worker.grace_ends = ends if worker.grace_ends is None else min(worker.grace_ends, ends)
-                    self._timer.plan(worker.grace_ends)
-
-    def _tick(self) -> float | None:
-        """Does what is due, and says when the next thing is (see Timer)."""
-        with self._lock, self._section:
-            now = time.monotonic()
-            at = time.time()
-            plans = [self._ledger.due(now), self._sweep(now, at)]
-            for worker in list(self._workers):
-                job = worker.job
-                if job is None or worker.lost:
-                    continue
-                if worker.grace_ends is not None and worker.grace_ends <= now:
-                    worker.lost = True
-                    worker.open = False
-                    worker.withheld = False
-                    self._ledger.abandon(job, now, at)
-                    if job.batch.end_clock is not None:
-                        plans.append(self._plan_sweep(now))
-                    continue
-                if worker.deadline is not None and worker.deadline <= now and job.stop is None:
-                    self._ledger.stop(job, JobState.TIMED_OUT, self.grace, now, at)
-                    worker.stop()
-                    worker.grace_ends = now + self.grace
-                plans.append(worker.grace_ends or worker.deadline)
-            self._hire()
-            following = min((plan for plan in plans if plan is not None), default=None)
-            self._timer.settle(following)
-            return following
-
-    def _plan_sweep(self, now: float) -> float | None:
-        """Sees to it that the timer sweeps while there is a batch that could be removed."""
-        ended = sum(one.end_clock is not None for one in self._ledger.batches.values())
-        if self._sweep_at is None and ended > self.keep_batches:
-            self._sweep_at = now + self.cleanup_interval
-            self._timer.plan(self._sweep_at)
-        return self._sweep_at
-
-    def _sweep(self, now: float, at: float) -> float | None:
-        """Lets go of old batches. Returns when the next look is."""
-        if self._sweep_at is None or self._sweep_at > now:
-            return self._sweep_at
-        ended = [one for one in self._ledger.batches.values() if one.end_clock is not None]
-        ended.sort(key=lambda one: one.end_clock or 0.0)
-        for one in ended[: max(0, len(ended) - self.keep_batches)]:
-            if now - (one.end_clock or now) > self.batch_retention:
-                self._ledger.remove(one, at)
-        self._sweep_at = None
-        return self._plan_sweep(now)
 
     def _prepare_for_shell(self, batch: BatchRecord, env: Mapping[str, str]) -> None:
         if not SUPPORTED:
@@ -877,12 +555,6 @@ class Leader(SingletonConfigurable):
         }
         self._guard.ensure()
 
-    def _public_batch(self, record: BatchRecord) -> Batch:
-        found = self._batches.get(record.id)
-        if found is None:
-            found = self._batches[record.id] = Batch(record, self)
-        return found
-
     def _record_of(self, batch: Batch | BatchRecord | str | None) -> BatchRecord | None:
         if batch is None or isinstance(batch, BatchRecord):
             return batch
@@ -891,67 +563,6 @@ class Leader(SingletonConfigurable):
         if not isinstance(batch, str):
             raise TypeError(f"batch: expected a Batch or an id, got {type(batch).__name__}")
         return self.batch(batch)._record  # noqa: SLF001
-
-    def _unsubscribe(self, subscription: Subscription) -> None:
-        def leave() -> None:
-            self._broadcast.remove(subscription)
-            subscription.discard()
-            for record in self._ledger.batches.values():
-                record.heard = self._broadcast.wants(record.id)
-
-        self._order(leave)
-
-    def _refresh_listeners(self, record: BatchRecord | None) -> None:
-        for one in self._ledger.batches.values() if record is None else (record,):
-            one.heard = True
-
-    def _unwatch(self, watch: Watch) -> None:
-        def leave() -> None:
-            watch.batch.watches = tuple(one for one in watch.batch.watches if one is not watch)
-
-        self._order(leave)
-
-    def _set_max_workers(self, change: Any) -> None:
-        with self._lock, self._section:
-            self._ledger.max_workers = change.new
-            self._hire()
-
-
-class _Logger:
-    """Writes what happens to one batch to the logger `arrea_nb`, for `log=True`."""
-
-    def __init__(self, batch: BatchRecord) -> None:
-        self._batch = batch
-        if not _log.handlers and not logging.getLogger().handlers:
-            handler = logging.StreamHandler(_Stderr())
-            handler.setFormatter(logging.Formatter("%(message)s"))
-            _log.addHandler(handler)
-        if _log.level == logging.NOTSET:
-            _log.setLevel(logging.INFO)
-
-    def write(self, event: Event) -> None:
-        """One line for an attempt's start, end or retry."""
-        if isinstance(event, JobStarted):
-            _log.info("[%d] %s: attempt %d started", event.job, self._name(event.job), event.attempt)
-        elif isinstance(event, JobRetrying):
-            _log.info("[%d] %s: attempt %d failed (%s); again in %g s", event.job, self._name(event.job),
-                      event.attempt, event.error, event.delay)
-        elif isinstance(event, JobEnded):
-            why = "" if event.error is None else f" ({event.error})"
-            _log.info("[%d] %s: %s%s", event.job, self._name(event.job), event.state, why)
-
-    def _name(self, job: int) -> str:
-        return self._batch.jobs[job].name
-
-
-class _Stderr:
-    """Whatever sys.stderr is when a line is written: ipykernel and pytest change it."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
 
 
 def verb(name: str) -> Callable[..., Any]:
@@ -971,10 +582,6 @@ def verb(name: str) -> Callable[..., Any]:
 
 def _or(value: Any, default: Any) -> Any:
     return default if value is DEFAULT else value
-
-
-def _has_ended(record: BatchRecord | JobRecord) -> bool:
-    return record.end_clock is not None
 
 
 def _own_options() -> list[str]:
@@ -1002,11 +609,11 @@ def _close_at_exit(reference: weakref.ref[Leader]) -> None:
         return
     live = sum(one.open_jobs for one in leader._ledger.batches.values())  # noqa: SLF001
     if live:
-        print(  # noqa: T201 - the interpreter is going down: nobody else would say it
-            f"arrea_nb: {live} jobs still ran at exit and were cancelled; batch.wait() would have waited for them",
+        print(
+            f"arrea_nb: {live} jobs had not ended at exit and were cancelled; wait() waits for them",
             file=sys.__stderr__,
         )
-    leader.close(grace=_INTERRUPT_GRACE)
+    leader.close(grace=INTERRUPT_GRACE)
 
 
 def _after_fork_in_child() -> None:

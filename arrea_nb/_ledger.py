@@ -286,11 +286,9 @@ class Ledger:
     # What is asked
 
     def replay(self, batch: BatchRecord, at: float) -> list[Event]:
-        """What a late subscriber of this batch missed: BatchStarted, and each job's latest lifecycle event."""
+        """What a late subscriber missed: BatchStarted, and the latest lifecycle event of each job."""
         bad = tuple(job.index for job in batch.jobs if isinstance(job.command, BadCommand))
-        events: list[Event] = [
-            BatchStarted(batch.id, batch.started_at, batch.name, len(batch.jobs), bad)
-        ]
+        events: list[Event] = [BatchStarted(batch.id, batch.started_at, batch.name, len(batch.jobs), bad)]
         for job in batch.jobs:
             if job.state is RUNNING:
                 events.append(JobStarted(batch.id, job.started_at or at, job.index, job.attempt, job.pid))
@@ -365,9 +363,7 @@ class Ledger:
         self, job: JobRecord, state: JobState, error: Exception | None, delay: float, now: float, at: float
     ) -> float:
         duration = None if job.clock is None else now - job.clock
-        job.past += (
-            Attempt(job.attempt, state, job.started_at, duration, error, job.exit_code, job.signal),
-        )
+        job.past += (Attempt(job.attempt, state, job.started_at, duration, error, job.exit_code, job.signal),)
         job.stop = None
         job.error = error
         job.told = job.told or brief(error)

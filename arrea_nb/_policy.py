@@ -68,7 +68,9 @@ class Policy:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise TypeError(f"policy.{name}: expected a number, got {value!r}")
             if not math.isfinite(value) or value < least:
-                raise ValueError(f"policy.{name}: expected a finite number of at least {least:g}, got {value}")
+                raise ValueError(
+                    f"policy.{name}: expected a finite number of at least {least:g}, got {value}"
+                )
 
     @classmethod
     def of(cls, value: Policy | Mapping[str, Any] | None) -> Policy:
@@ -85,7 +87,7 @@ class Policy:
             raise TypeError(f"policy: expected keys among {', '.join(known)}, got {unknown[0]!r}")
         return cls(**value)
 
-    def decide(self, error: Exception, attempt: int, job: Any) -> Decision:  # noqa: ANN401 - a Job, above us
+    def decide(self, error: Exception, attempt: int, job: Any) -> Decision:
         """Says what comes after attempt number `attempt` (from 1) failed with `error`."""
         if callable(self.on_error):
             step = self._ask(self.on_error, error, attempt, job)
@@ -106,7 +108,7 @@ class Policy:
         return min(delay, self.max_delay)
 
     @staticmethod
-    def _ask(on_error: Callable[[Exception, int, Any], str], error: Exception, attempt: int, job: Any) -> str:  # noqa: ANN401
+    def _ask(on_error: Callable[[Exception, int, Any], str], error: Exception, attempt: int, job: Any) -> str:
         try:
             step = on_error(error, attempt, job)
         except Exception as problem:  # noqa: BLE001 - user code; the batch must go on

@@ -18,9 +18,7 @@ T = TypeVar("T")
 class Reporter(Protocol):
     """The attempt that runs here, as far as what it runs may know it."""
 
-    def progressed(
-        self, fraction: float | None, done: float, total: float | None, message: str
-    ) -> None: ...
+    def progressed(self, fraction: float | None, done: float, total: float | None, message: str) -> None: ...
 
     def wrote(self, stream: int, text: str) -> None: ...
 
@@ -97,7 +95,7 @@ _MOST_OF_A_LINE = 1024
 
 
 class ProgressReader:
-    """Reads progress out of one stream: a percentage on a line that is redrawn, or the terminal's sequence."""
+    """Reads one stream: a percentage on a line that is redrawn, or the terminal's sequence."""
 
     def __init__(self) -> None:
         self._line = b""  # what came after the last newline, its end only

@@ -25,7 +25,7 @@ _get_ident = threading.get_ident
 
 
 class HoldInterrupts:
-    """Holds SIGINT back on the main thread; the outermost one raises it at its end. Elsewhere it is nothing."""
+    """Holds SIGINT back on the main thread; the outermost one raises it at its end."""
 
     depth = 0  # of the main thread, the only one that ever writes it
     noted = False

@@ -7,6 +7,7 @@ replaced with the next plan. Methods are called under the Leader's lock.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import threading
@@ -53,10 +54,8 @@ class Timer:
         try:
             when: float | None = self.next
             while when is not None:
-                try:
+                with contextlib.suppress(Empty):
                     self._bell.get(timeout=max(0.0, when - time.monotonic()))
-                except Empty:
-                    pass
                 when = self._tick()
         except BaseException:
             _log.exception("the timer thread died of a bug; another takes its place")

@@ -64,7 +64,7 @@ def _attempt() -> Reporter | None:
 class _Stream:
     """In place of sys.stdout or sys.stderr. Attributes are read from the original, but never set on it."""
 
-    def __init__(self, wrapped: Any, stream: int) -> None:  # noqa: ANN401 - a TextIO, or what passes for one
+    def __init__(self, wrapped: Any, stream: int) -> None:
         self.__wrapped__ = wrapped
         self._stream = stream
         # What somebody set as our `write`; None: the original's.
@@ -73,7 +73,7 @@ class _Stream:
     def __repr__(self) -> str:
         return f"<{_NAMES[self._stream]} of arrea_nb, over {self.__wrapped__!r}>"
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the original has
+    def __getattr__(self, name: str) -> Any:
         if name == "__wrapped__":
             raise AttributeError(name)  # a copy in the making
         return getattr(self.__wrapped__, name)
@@ -123,7 +123,7 @@ class _Stream:
         return _attempt() is not None or bool(self.__wrapped__.writable())
 
     @property
-    def buffer(self) -> Any:  # noqa: ANN401 - a BinaryIO, if the original has one
+    def buffer(self) -> Any:
         """Takes bytes."""
         reporter = _attempt()
         return self.__wrapped__.buffer if reporter is None else _Bytes(reporter, self._stream)
@@ -142,7 +142,7 @@ class _Write:
         self.proxy = proxy
         self.patch = patch
 
-    def __call__(self, text: str, /) -> Any:  # noqa: ANN401 - the length, or what the original returns
+    def __call__(self, text: str, /) -> Any:
         reporter = _attempt()
         if reporter is None:
             return (self.patch or self.proxy.__wrapped__.write)(text)
@@ -169,7 +169,7 @@ class _Bytes(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: Any, /) -> int:  # noqa: ANN401 - any object with a buffer
+    def write(self, data: Any, /) -> int:
         given = bytes(memoryview(data))
         known = _decoders.get()
         if known is None or known[0] is not self._reporter:
@@ -193,7 +193,7 @@ class _Question:
     def __repr__(self) -> str:
         return f"<{self.__name__} of arrea_nb, over {self.__wrapped__!r}>"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> str:  # noqa: ANN401 - the original's
+    def __call__(self, *args: Any, **kwargs: Any) -> str:
         if _attempt() is not None:
             raise RuntimeError(
                 f"{self.__name__}() cannot be asked for in a job; "

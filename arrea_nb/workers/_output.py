@@ -26,6 +26,7 @@ from typing import NamedTuple
 _STREAMS = ("stdout", "stderr")
 # How many changes between the two streams are kept in memory, at 8 bytes each.
 _MOST_RUNS = 32768
+_FLAGS = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 _Part = tuple[int, memoryview]  # some of the output, and its offset
 
@@ -61,7 +62,8 @@ class Spool:
             os.mkdir(self.directory, 0o700)
         except FileExistsError:
             found = os.lstat(self.directory)
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            private = not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o077)
+            if not stat.S_ISDIR(found.st_mode) or not private:
                 raise PermissionError(f"{self.directory} is not a private directory of ours") from None
 
     def remove(self) -> None:
@@ -269,7 +271,7 @@ class Output:
                 view = memoryview(part)
                 while view:
                     # At a position: done twice it changes nothing.
-                    written = os.pwrite(descriptor, view, self._file_size)
+                    written = _write_at(descriptor, self._file_size, view)
                     self._file_size += written
                     self._filed += written
                     view = view[written:]
@@ -280,12 +282,11 @@ class Output:
         return None
 
     def _open(self, path: str) -> int:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            return os.open(path, flags, 0o600)
+            return os.open(path, _FLAGS, 0o600)
         except FileNotFoundError:
             self._spool.make()
-            return os.open(path, flags, 0o600)
+            return os.open(path, _FLAGS, 0o600)
 
     def _lose(self, start: int, end: int, why: str) -> None:
         if start >= end:
@@ -316,7 +317,7 @@ class Output:
                 at, self._runs_filed, self._runs_file_start = 0, 0, self._runs_start
             view = memoryview(runs).cast("B")
             while view:
-                written = os.pwrite(descriptor, view, at)
+                written = _write_at(descriptor, at, view)
                 at += written
                 view = view[written:]
         finally:
@@ -472,6 +473,11 @@ def _incomplete(data: bytes) -> int:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     decoder.decode(data[-4:])
     return len(decoder.getstate()[0])
+
+
+def _write_at(descriptor: int, at: int, data: memoryview) -> int:
+    os.lseek(descriptor, at, os.SEEK_SET)
+    return os.write(descriptor, data)
 
 
 def _amount(size: int) -> str:

@@ -83,7 +83,7 @@ def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
         return desk.report(worker, job, outcome or Outcome())
 
 
-def _call(command: Any, attempt: _Running, worker: Worker) -> Any:  # noqa: ANN401 - the user's value
+def _call(command: Any, attempt: _Running, worker: Worker) -> Any:
     running.set(attempt)
     value = command.function()
     if inspect.iscoroutine(value):
@@ -91,8 +91,8 @@ def _call(command: Any, attempt: _Running, worker: Worker) -> Any:  # noqa: ANN4
     return value
 
 
-def _run_coroutine(coroutine: Any, worker: Worker) -> Any:  # noqa: ANN401
-    async def supervise() -> Any:  # noqa: ANN401
+def _run_coroutine(coroutine: Any, worker: Worker) -> Any:
+    async def supervise() -> Any:
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(coroutine)
 

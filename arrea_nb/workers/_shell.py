@@ -117,7 +117,7 @@ class _ShellRun:
         env = dict(job.batch.env)
         for name, value in self._ids.items():
             env[name.encode()] = value.encode()
-        return subprocess.Popen(  # noqa: S603 - running the user's commands is what this is for
+        return subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
             stdout=out_end,
@@ -134,7 +134,7 @@ class _ShellRun:
         failure.__cause__ = error
         return Outcome(error=failure, could_not_start=True, exit_code=code)
 
-    def _pump(self, pidfd: int, guard: Any) -> None:  # noqa: ANN401 - a Guard
+    def _pump(self, pidfd: int, guard: Any) -> None:
         """Reads output until the process has exited and, when it is being stopped, its helpers too."""
         job = self._job
         timeout = job.batch.timeout
@@ -163,7 +163,12 @@ class _ShellRun:
                     guard.ensure()
                     if guard.pidfd >= 0:
                         self._poll.register(guard.pidfd, select.POLLIN)
-            if deadline is not None and job.stop is None and not self._exited and time.monotonic() >= deadline:
+            if (
+                deadline is not None
+                and job.stop is None
+                and not self._exited
+                and time.monotonic() >= deadline
+            ):
                 self._desk.expired(job)
 
     def _read(self, fd: int) -> int:
@@ -259,7 +264,7 @@ class _ShellRun:
 
     # The end
 
-    def _outcome(self, status: Any, usage: Any, own_peak: int, *, left_behind: bool) -> Outcome:  # noqa: ANN401
+    def _outcome(self, status: Any, usage: Any, own_peak: int, *, left_behind: bool) -> Outcome:
         job = self._job
         outcome = Outcome(
             cpu_seconds=usage.ru_utime + usage.ru_stime,
@@ -316,4 +321,6 @@ def _signal_name(number: int) -> str:
 
 def own_path(path: str) -> str:
     """PATH with the directory of the kernel's own Python first, so that `python` is the notebook's."""
-    return os.pathsep.join([os.path.dirname(sys.executable), path]) if path else os.path.dirname(sys.executable)  # noqa: PTH120
+    return (
+        os.pathsep.join([os.path.dirname(sys.executable), path]) if path else os.path.dirname(sys.executable)
+    )
