@@ -11,6 +11,7 @@ is the only way in, except for the workers' `report`, which is the hot path and 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import threading
@@ -141,7 +142,9 @@ class Engine:
         ledger = self._ledger
         section = self._section
         with self._lock:
-            worker.close()
+            worker.open = False
+            if worker.injected:
+                worker.close()
             section.entered += 1
             try:
                 if worker.lost:
@@ -164,8 +167,8 @@ class Engine:
                     worker.begin(None, None)
                     self._workers.discard(worker)
                     section.shelters.pop(worker.ident, None)
-                    if not ledger.running:
-                        self._timer.plan(now)
+                    if not ledger.places and self._timer.next != math.inf:
+                        self._timer.plan(now)  # it looks again, and ends when nothing is planned
                 else:
                     timeout = following.batch.timeout
                     deadline = None

@@ -52,7 +52,6 @@ class Attempt:
     signal: int | None
 
 
-@dataclass(slots=True)
 class Outcome:
     """What a worker reports when an attempt is over.
 
@@ -65,8 +64,6 @@ class Outcome:
         told: The error in one line; made by the worker, since a user's `__str__` must not run under the lock.
     """
 
-    value: Any = None
-    error: Exception | None = None
     decision: Decision | None = None
     could_not_start: bool = False
     exit_code: int | None = None
@@ -75,6 +72,10 @@ class Outcome:
     max_rss_bytes: int | None = None
     note: str | None = None
     told: str | None = None
+
+    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
+        self.value = value
+        self.error = error
 
 
 class OutputView(Protocol):
@@ -758,9 +759,8 @@ class Batch(Sequence[Job]):
         try:
             return self.jobs[key]
         except IndexError:
-            raise IndexError(
-                f"no job {key} in batch {self.id[:4]}… (it has {len(self)}: 0 to {len(self) - 1})"
-            ) from None
+            there = f"{len(self)}: 0 to {len(self) - 1}" if len(self) else "none"
+            raise IndexError(f"no job {key} in batch {self.id[:4]}… (it has {there})") from None
 
     def __await__(self) -> Generator[Any, None, list[Any]]:
         return self._wait_in_loop().__await__()

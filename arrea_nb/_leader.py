@@ -240,9 +240,7 @@ class Leader(Engine, SingletonConfigurable):
         view = None
         try:
             with self.uninterrupted():
-                batch = self.execute(
-                    list(commands) if isinstance(commands, Iterator) else commands, **options
-                )
+                batch = self.execute(commands, **options)
             view = self.show(batch)
             batch.wait()
         except KeyboardInterrupt:
@@ -276,7 +274,7 @@ class Leader(Engine, SingletonConfigurable):
             raise TypeError(f"function: expected a callable, got {type(function).__name__}")
         if not iterables:
             raise TypeError("iterables: expected at least one, got none")
-        return self.run([partial(function, *each) for each in zip(*iterables, strict=False)], **options)
+        return self.run((partial(function, *each) for each in zip(*iterables, strict=False)), **options)
 
     def subscribe(
         self,

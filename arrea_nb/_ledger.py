@@ -51,6 +51,7 @@ LEGAL = {
     QUEUED: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
     RUNNING: frozenset({SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, WAITING}),
     WAITING: frozenset({RUNNING, FAILED, CANCELLED, SKIPPED}),
+    **dict.fromkeys((SUCCEEDED, FAILED, TIMED_OUT, CANCELLED, SKIPPED), frozenset[JobState]()),
 }
 
 
@@ -67,7 +68,6 @@ class Ledger:
         self.batches: dict[str, BatchRecord] = {}
         self.places = 0  # taken, over all batches; abandoned threads have none
         self.abandoned = 0
-        self.running: set[JobRecord] = set()  # handed out to a worker and not ended
         self.stats = {"started": 0, "finished": 0, "failed": 0, "cancelled": 0}
         self._publish = publish
         self._turn: deque[BatchRecord] = deque()  # batches that could use a place, the next first
@@ -127,7 +127,6 @@ class Ledger:
             self._offer(batch)
             job.handed_out = True
             job.attempt += 1
-            self.running.add(job)
             if job.command.kind == "python":
                 self.started(job, None, now, at)
             return job
@@ -181,11 +180,12 @@ class Ledger:
         if outcome.could_not_start:
             job.attempt -= 1
         job.value = outcome.value
-        job.exit_code = outcome.exit_code
-        job.signal = outcome.signal
-        job.cpu_seconds = outcome.cpu_seconds
-        job.max_rss_bytes = outcome.max_rss_bytes
-        job.note = outcome.note
+        if job.command.kind == "shell":
+            job.exit_code = outcome.exit_code
+            job.signal = outcome.signal
+            job.cpu_seconds = outcome.cpu_seconds
+            job.max_rss_bytes = outcome.max_rss_bytes
+            job.note = outcome.note
         error = outcome.error
         state = job.stop
         if state is CANCELLED:
@@ -355,7 +355,6 @@ class Ledger:
     def _free(self, job: JobRecord) -> None:
         """The worker let go of the job; its place is free."""
         job.handed_out = False
-        self.running.discard(job)
         job.batch.running -= 1
         self.places -= 1
 
@@ -379,7 +378,7 @@ class Ledger:
     def _move(self, job: JobRecord, state: JobState) -> None:
         """The only place where a job's state changes."""
         before = job.state
-        if state not in LEGAL.get(before, ()):
+        if state not in LEGAL[before]:
             raise AssertionError(
                 f"illegal move of job {job.index} of batch {job.batch.id}: {before} to {state}; "
                 f"attempts {[attempt.state for attempt in job.past]}, attempt {job.attempt}, stop={job.stop}"

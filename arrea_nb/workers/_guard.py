@@ -22,6 +22,7 @@ import time
 # The variable in the environment of every shell job that says which kernel it belongs to.
 KERNEL_ID = "ARREA_KERNEL_ID"
 
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # How long the guard goes on killing what keeps coming back, in seconds.
 _SWEEP_LIMIT = 10.0
 # Between two looks at the processes, in seconds: what was killed takes a moment to go.
@@ -97,6 +98,9 @@ class Guard:
             self.forget()
             return
         with self._lock:
+            if self._pid >= 0 and self._dead():
+                with contextlib.suppress(OSError):
+                    self._replace()
             pid, pidfd, old = self._pid, self._pidfd, self._old_pidfds
             self._flush()
             self._close_pipe()
@@ -160,25 +164,22 @@ class Guard:
         import subprocess
 
         environment = {name: value for name, value in os.environ.items() if name != KERNEL_ID}
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-S",
-                os.path.abspath(__file__),
-                self._kernel_id,
-                self._spool_directory,
-                str(os.getpid()),
-                str(reading),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            env=environment,
-            pass_fds=(reading,),
-            start_new_session=True,
-        )
+        arguments = (self._kernel_id, self._spool_directory, str(os.getpid()), str(reading))
+        # A child inherits what its parent's thread blocks: so it is safe before the script can ignore them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=environment,
+                pass_fds=(reading,),
+                start_new_session=True,
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         # We reap it by its id; without this, Popen would warn of a child that it thinks is running.
         process.returncode = 0
         return process.pid
@@ -286,7 +287,7 @@ def _close(*descriptors: int) -> None:
 
 
 def _main(kernel_id: str, spool_directory: str, kernel: int, pipe: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     groups = _Groups()
     _await_end(pipe, kernel, groups)

@@ -9,9 +9,8 @@ catch; a coroutine is cancelled through its loop instead. Tracebacks begin in th
 from __future__ import annotations
 
 import asyncio
-import inspect
 from pathlib import Path
-from types import TracebackType
+from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from arrea_nb._job import Desk, JobRecord, Outcome, brief
@@ -38,7 +37,7 @@ class _Running:
         self._job = job
         self._desk = desk
         self._output: Any = None
-        self._readers: dict[int, ProgressReader] = {}
+        self._readers: dict[int, ProgressReader] | None = None
         self.worker = worker
         self.open = True
 
@@ -53,16 +52,16 @@ class _Running:
         with self._desk.sheltered(self.worker):  # type: ignore[attr-defined]
             if self._output is None:
                 self._output = self._job.output = self._desk.new_output()
+                self._readers = {0: ProgressReader(), 1: ProgressReader()}
             self._output.write(stream, data)
-            reader = self._readers.setdefault(stream, ProgressReader())
-            self._desk.printed(self._job, stream, text, reader.feed(data))
+            fraction = None if self._readers is None else self._readers[stream].feed(data)
+            self._desk.printed(self._job, stream, text, fraction)
 
 
 def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
     """Runs the callable, reports its outcome, and returns the next job."""
     attempt = _Running(job, desk, worker)
-    if job.output is not None:
-        job.output = None
+    job.output = None
     outcome = None
     try:
         error: BaseException
@@ -86,7 +85,7 @@ def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
 def _call(command: Any, attempt: _Running, worker: Worker) -> Any:
     running.set(attempt)
     value = command.function()
-    if inspect.iscoroutine(value):
+    if isinstance(value, CoroutineType):
         return _run_coroutine(value, worker)
     return value
 
@@ -126,7 +125,10 @@ def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -
         raised.__traceback__ = _users_part(raised.__traceback__)
         error.__cause__ = raised
     decision = job.batch.policy.decide(error, job.attempt, desk.public(job))
-    return Outcome(error=error, decision=decision, told=brief(error))
+    outcome = Outcome(None, error)
+    outcome.decision = decision
+    outcome.told = brief(error)
+    return outcome
 
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:

@@ -132,7 +132,10 @@ class _ShellRun:
         reason = getattr(error, "strerror", None) or str(error)
         failure = CommandFailed(f"could not start: {reason} (exit {code})", code)
         failure.__cause__ = error
-        return Outcome(error=failure, could_not_start=True, exit_code=code)
+        outcome = Outcome(None, failure)
+        outcome.could_not_start = True
+        outcome.exit_code = code
+        return outcome
 
     def _pump(self, pidfd: int, guard: Any) -> None:
         """Reads output until the process has exited and, when it is being stopped, its helpers too."""
@@ -266,10 +269,9 @@ class _ShellRun:
 
     def _outcome(self, status: Any, usage: Any, own_peak: int, *, left_behind: bool) -> Outcome:
         job = self._job
-        outcome = Outcome(
-            cpu_seconds=usage.ru_utime + usage.ru_stime,
-            max_rss_bytes=usage.ru_maxrss * 1024 if usage.ru_maxrss > own_peak else None,
-        )
+        outcome = Outcome()
+        outcome.cpu_seconds = usage.ru_utime + usage.ru_stime
+        outcome.max_rss_bytes = usage.ru_maxrss * 1024 if usage.ru_maxrss > own_peak else None
         if left_behind and job.stop is None:
             outcome.note = "stopped what it left running in the background"
         if status.si_code == os.CLD_EXITED:

@@ -67,7 +67,7 @@ class Worker(Shelter):
             crash.__cause__ = error
             lost = self.job
             if lost is not None:
-                self.desk.report(self, lost, Outcome(error=crash, told=str(crash)))
+                self.desk.report(self, lost, Outcome(None, crash))
         finally:
             self._close_wake()
 

@@ -1,0 +1,484 @@
+"""`%%arrea` and `%arrea`: parse, submit, display; nothing else.
+
+Guarantees: whatever is wrong with the options or the cell stops it before anything starts, as one line and
+as an error of the cell, so that Run All, nbclient and papermill stop too. The batch is in `_arrea` (and in
+the variable of `--out`) before anything can raise. An interrupt cancels this cell's batch and no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import numbers
+import os
+import re
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from IPython.core import error, magic_arguments
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from arrea_nb._leader import Leader
+from arrea_nb.errors import ArreaError, BatchFailed, TooManyCommandsError
+from arrea_nb.events import JobState
+from arrea_nb.notebook._cells import (
+    CellSyntaxError,
+    UsageError,
+    lost_effects,
+    refuse_unfinished,
+    shell_blocks,
+    shell_lines,
+    statements,
+)
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from arrea_nb._job import Batch
+
+# How long an interrupted cell waits for its jobs to end, in seconds: their grace is 1 s then.
+_PATIENCE = 3.0
+_LOG_LINES = 1000
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def _duration(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 500ms, 30s, 10m or 2h, got {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return text
+
+    return read
+
+
+def _variable(text: str) -> str:
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise argparse.ArgumentTypeError(f"expected the name of a variable, got {text!r}")
+    return text
+
+
+_Method = TypeVar("_Method", bound=Callable[..., None])
+# IPython's own have no types.
+_ipythons_argument: Any = magic_arguments.argument
+_ipythons_magic_arguments: Any = magic_arguments.magic_arguments
+
+
+def _option(*names: str, **settings: Any) -> Callable[[_Method], _Method]:
+    return cast("Callable[[_Method], _Method]", _ipythons_argument(*names, **settings))
+
+
+def _documented(title: str) -> Callable[[_Method], _Method]:
+    """The last of the options: makes the parser, and the text that `%%arrea?` shows."""
+
+    def finish(method: _Method) -> _Method:
+        finished = _ipythons_magic_arguments(title)(method)
+        # `--work` shall not mean `--workers` today and something else with the next option.
+        finished.parser.allow_abbrev = False
+        return cast("_Method", finished)
+
+    return finish
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a batch came from: the cell, and whether its failure is to stop who waits for it."""
+
+    cell: str
+    raises: bool
+
+
+@magics_class
+class ArreaMagics(Magics):
+    """The two magics. One for a shell."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        super().__init__(shell=shell)
+        self._shell = shell
+        self._origins: dict[str, _Origin] = {}
+        self._before: tuple[tuple[type[BaseException], ...], Any] | None = None
+
+    @cell_magic("arrea")
+    @_documented("%arrea")
+    @_option("-w", "--workers", type=_count(1), metavar="N", help="How many run at once. Default: 4.")
+    @_option(
+        "-t",
+        "--timeout",
+        type=_duration,
+        metavar="TIME",
+        help="For each attempt: 500ms, 30s, 10m, 2h; 0: no limit. Default: 30s.",
+    )
+    @_option("--retries", type=_count(0), metavar="N", help="How often a failed command is tried again.")
+    @_option(
+        "--retry-delay",
+        type=_duration,
+        metavar="TIME",
+        help="Until the first retry; doubled for each further one. Default: 1s.",
+    )
+    @_option(
+        "--on-error",
+        type=_one_of("continue", "stop", "abort"),
+        metavar="STEP",
+        help="After a failure: continue (the default), stop (start no more) or abort (stop running ones too).",
+    )
+    @_option("--name", help="Shown with the batch.")
+    @_option("-o", "--out", type=_variable, metavar="VAR", help="A variable for the Batch, besides _arrea.")
+    @_option("--bg", action="store_true", help="Do not wait for the end.")
+    @_option("--blocks", action="store_true", help="A command is a block of lines between blank lines.")
+    @_option(
+        "--python",
+        action="store_true",
+        help="A job for each top-level Python statement, in your namespace; its value is the expression's.",
+    )
+    @_option(
+        "-e",
+        "--export",
+        type=_variable,
+        metavar="VAR",
+        action="append",
+        default=[],
+        help='Put a Python variable (str, number or path) into the environment, for "$VAR". Can be repeated.',
+    )
+    @_option("--cwd", metavar="DIR", help="Where the commands run.")
+    @_option("--shell", help="What runs them: bash, for instance. Default: /bin/sh.")
+    @_option("--max-commands", type=_count(0), metavar="N", help="How many a batch takes. Default: 100.")
+    @_option("--no-raise", action="store_true", help="A failure does not stop the cell with BatchFailed.")
+    @_option("--dry-run", action="store_true", help="Print the numbered commands and stop.")
+    @_option("--log", action="store_true", help="Log each attempt's start, end and retry to stderr.")
+    def run(self, line: str, cell: str) -> None:
+        r"""Runs each line of the cell as a shell command, several at once, and waits for them.
+
+        Blank lines and # lines are passed over, and a \ at the end continues a line. Nothing in the cell
+        is expanded by Python: {} and $ are the shell's. Each line has a shell of its own, so a cd holds
+        for its line only. When a command fails the cell raises BatchFailed; the Batch is in _arrea.
+        """
+        options = _parsed(self.run, line)
+        commands = self._commands(options, cell)
+        if options.dry_run:
+            _write(_numbered(commands))
+            return
+        with_options = self._options(options)
+        leader = Leader.instance()
+        origin = _Origin(self._cell(line, cell), raises=not options.no_raise)
+        self._tell_what_still_runs(leader, origin.cell)
+        batch: Batch | None = None
+        view = None
+        try:
+            with leader.uninterrupted():
+                batch = _executed(leader, commands, with_options)
+                self._keep(batch, options.out, origin)
+            if options.bg:
+                leader.show(batch)
+                return
+            view = leader.show(batch)
+            batch.wait()
+        except KeyboardInterrupt as interrupt:
+            if batch is not None:
+                batch.cancel(interrupted=True)
+                batch.wait(_PATIENCE)
+                _shown_in_one_line(interrupt, f"{_told(batch)}. Batch: _arrea")
+            raise
+        finally:
+            if view is not None:
+                view.finish()
+        if origin.raises:
+            _raise_if_failed(batch, "_arrea")
+
+    @line_magic("arrea")
+    @_documented("arrea")
+    @_option(
+        "verb",
+        nargs="?",
+        type=_one_of("show", "wait", "cancel", "log"),
+        metavar="show|wait|cancel|log",
+        help="What to do with a batch. Without it: list them all, newest first.",
+    )
+    @_option("batch", nargs="?", metavar="ID", help="The first digits of its id. Default: the latest.")
+    def manage(self, line: str) -> None:
+        """Lists the batches, or shows one, waits for it, cancels it, or prints what its jobs printed."""
+        options = _parsed(self.manage, line)
+        leader = Leader.instance()
+        if options.verb is None:
+            _write(_table(leader.batches()))
+            return
+        try:
+            batch = leader.batch(options.batch or "")
+        except ArreaError as problem:
+            raise UsageError(f"%arrea {options.verb}: {problem}") from None
+        if options.verb == "show":
+            leader.show(batch)
+        elif options.verb == "cancel":
+            _cancel(leader, batch)
+        elif options.verb == "log":
+            _write("".join(_logged(batch)))
+        else:
+            self._wait(leader, batch)
+
+    def report_failures(self) -> None:
+        """Sees to it that a BatchFailed is an error of its cell; IPython only prints groups to stderr."""
+        self._before = before, others = (self._shell.custom_exceptions, self._shell.CustomTB)
+
+        def report(
+            shell: Any,
+            kind: type[BaseException],
+            value: BaseException,
+            trace: TracebackType,
+            tb_offset: Any = None,
+        ) -> list[str]:
+            if not isinstance(value, BatchFailed | CellSyntaxError):
+                return cast("list[str]", others(kind, value, trace, tb_offset=tb_offset))
+            lines = _error_lines(value, trace)
+            shell._showtraceback(kind, value, lines)  # noqa: SLF001 - what IPython has front ends override
+            return lines
+
+        self._shell.set_custom_exc((*before, BatchFailed, CellSyntaxError), report)
+
+    def leave(self) -> None:
+        """Puts back what `report_failures` changed, unless somebody has changed it since."""
+        if self._before is not None and BatchFailed in self._shell.custom_exceptions:
+            self._shell.custom_exceptions, self._shell.CustomTB = self._before
+        self._before = None
+
+    def _wait(self, leader: Leader, batch: Batch) -> None:
+        view = leader.show(batch)
+        try:
+            batch.wait()
+        except KeyboardInterrupt as interrupt:
+            _shown_in_one_line(interrupt, f"batch {_short(leader, batch)} goes on")
+            raise
+        finally:
+            if view is not None:
+                view.finish()
+        origin = self._origins.get(batch.id)
+        if origin is None or origin.raises:
+            latest = self._shell.user_ns.get("_arrea") is batch
+            _raise_if_failed(batch, "_arrea" if latest else _short(leader, batch))
+
+    def _commands(self, options: argparse.Namespace, cell: str) -> list[Any]:
+        if options.python:
+            for name in ("blocks", "shell", "cwd", "export"):
+                if getattr(options, name):
+                    raise UsageError(f"--{name} is for shell commands; leave it out, or leave out --python")
+            return list(statements(cell, self._shell))
+        commands = shell_blocks(cell) if options.blocks else shell_lines(cell)
+        refuse_unfinished(commands, options.shell or Leader.instance().shell, blocks=options.blocks)
+        for warning in lost_effects(commands, blocks=options.blocks):
+            sys.stderr.write(f"{warning}\n")
+        return [command.text for command in commands]
+
+    def _options(self, options: argparse.Namespace) -> dict[str, Any]:
+        """The options of `execute` that were given; the Leader has the defaults of the others."""
+        policy = {
+            name: value
+            for name in ("retries", "retry_delay", "on_error")
+            if (value := getattr(options, name)) is not None
+        }
+        given = {
+            name: getattr(options, name) for name in ("workers", "timeout", "name", "shell", "max_commands")
+        }
+        given["cwd"] = None if options.cwd is None else os.path.expanduser(options.cwd)
+        given["log"] = options.log or None
+        given["policy"] = policy or None
+        given["env"] = {name: self._exported(name) for name in options.export} or None
+        return {name: value for name, value in given.items() if value is not None}
+
+    def _exported(self, name: str) -> str:
+        if name not in self._shell.user_ns:
+            raise UsageError(f"-e {name}: there is no variable {name}; set it in a cell before this one")
+        value = self._shell.user_ns[name]
+        if isinstance(value, bool) or not isinstance(value, str | numbers.Number | os.PathLike):
+            came = type(value).__name__
+            raise UsageError(
+                f"-e {name}: expected a str, a number or a path, got a {came}; -e takes no other type"
+            )
+        return os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
+
+    def _cell(self, line: str, cell: str) -> str:
+        """What tells this cell from others: the id that the front end gave it, or else its text."""
+        get_parent: Callable[[], Mapping[str, Any]] | None = getattr(self._shell, "get_parent", None)
+        metadata = {} if get_parent is None else get_parent().get("metadata") or {}
+        return str(metadata.get("cellId") or f"{line}\n{cell}")
+
+    def _tell_what_still_runs(self, leader: Leader, cell: str) -> None:
+        known = {batch.id: batch for batch in leader.batches()}
+        self._origins = {key: origin for key, origin in self._origins.items() if key in known}
+        for key, origin in self._origins.items():
+            if origin.cell == cell and not known[key].done():
+                short = _short(leader, known[key])
+                sys.stderr.write(f"batch {short} from this cell still runs: %arrea cancel {short}\n")
+
+    def _keep(self, batch: Batch, out: str | None, origin: _Origin) -> None:
+        self._origins[batch.id] = origin
+        self._shell.user_ns["_arrea"] = batch
+        if out is not None:
+            self._shell.push({out: batch})
+
+
+def _parsed(magic: Any, line: str) -> argparse.Namespace:
+    title = magic.parser.prog
+    try:
+        options, rest = magic.parser.parse_known_args(shlex.split(line))
+    except (error.UsageError, ValueError) as problem:
+        raise UsageError(f"%{title}: {problem}; %{title}? lists the options") from None
+    if rest and rest[0].startswith("-"):
+        raise UsageError(f"%{title}: no option {rest[0]}; %{title}? lists those there are")
+    if rest:
+        hint = "commands go into the lines below" if title == "%arrea" else "commands go into a cell: %%arrea"
+        raise UsageError(f"%{title}: expected only options here, got {shlex.join(rest)}; {hint}")
+    return options  # type: ignore[no-any-return]
+
+
+def _executed(leader: Leader, commands: list[Any], options: dict[str, Any]) -> Batch:
+    try:
+        return leader.execute(commands, **options)
+    except TooManyCommandsError as problem:
+        raise UsageError(
+            f"{problem.count} commands, but a batch takes {problem.limit}; "
+            f"pass --max-commands {problem.count}, or set %config Leader.max_commands"
+        ) from None
+    except (ArreaError, TypeError, ValueError) as problem:
+        raise UsageError(str(problem)) from problem
+
+
+def _raise_if_failed(batch: Batch, where: str) -> None:
+    if batch.state is not JobState.SUCCEEDED:
+        failure = batch.failure()
+        raise BatchFailed(f"{failure}. Batch: {where}", failure.exceptions)
+
+
+def _error_lines(problem: BaseException, trace: TracebackType) -> list[str]:
+    """What to show of an error: of one that a magic raised only the message."""
+    where = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(trace)]
+    if isinstance(problem, SyntaxError):
+        lines = traceback.format_exception_only(SyntaxError, problem)
+    elif where[-1] == __name__:
+        lines = [f"{type(problem).__name__}: {problem}"]
+    else:
+        lines = traceback.format_exception(type(problem), problem, trace.tb_next or trace)
+    return [line.rstrip("\n") for line in lines]
+
+
+def _shown_in_one_line(problem: BaseException, message: str) -> None:
+    hook = "_render_traceback_"  # IPython asks any exception for it
+    setattr(problem, hook, lambda: [f"{type(problem).__name__}: {message}"])
+
+
+def _cancel(leader: Leader, batch: Batch) -> None:
+    if batch.done():
+        _write(f"batch {_short(leader, batch)} has ended already: {batch.state}\n")
+        return
+    going = sum(number for state, number in batch.counts.items() if not state.ended)
+    batch.cancel()
+    _write(f"batch {_short(leader, batch)}: {_jobs(going)} cancelled\n")
+
+
+def _table(batches: list[Batch]) -> str:
+    if not batches:
+        return "no batches yet; %%arrea or arrea_nb.execute starts one\n"
+    rows = [("id", "name", "state", "jobs", "age")]
+    rows += [(one.id[:8], one.name, str(one.state), _told(one), _age(one)) for one in batches]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(f"{row.rstrip()}\n" for row in padded)
+
+
+def _told(batch: Batch) -> str:
+    counts = [f"{number} {state.replace('_', ' ')}" for state, number in batch.counts.items() if number]
+    return ", ".join(counts) or "no jobs"
+
+
+def _age(batch: Batch) -> str:
+    seconds = max(0.0, time.time() - batch.started_at)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _logged(batch: Batch) -> list[str]:
+    parts = []
+    for job in batch.jobs:
+        lines = job.output.splitlines()
+        parts.append(f"[{job.index}] {job.name}: {job.state.replace('_', ' ')}\n")
+        if len(lines) > _LOG_LINES:
+            parts.append(
+                f"    ... {len(lines) - _LOG_LINES} lines before these: batch[{job.index}].output has all\n"
+            )
+        parts += [f"    {text}\n" for text in lines[-_LOG_LINES:]]
+    return parts or ["no jobs\n"]
+
+
+def _numbered(commands: list[Any]) -> str:
+    shown = []
+    for number, command in enumerate(commands):
+        text = command if isinstance(command, str) else command.__qualname__
+        mark = f"[{number}] "
+        shown.append(mark + text.replace("\n", "\n" + " " * len(mark)) + "\n")
+    return "".join(shown) or "no commands\n"
+
+
+def _jobs(number: int) -> str:
+    return "1 job" if number == 1 else f"{number} jobs"
+
+
+def _short(leader: Leader, batch: Batch) -> str:
+    """The first digits of its id, so many that they name no other batch."""
+    others = [one.id for one in leader.batches() if one.id != batch.id]
+    length = 4
+    while length < len(batch.id) and any(other.startswith(batch.id[:length]) for other in others):
+        length += 1
+    return batch.id[:length]
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+
+
+def load(shell: InteractiveShell) -> None:
+    """Registers the magics, the Leader's settings and the views with a shell; more than once is fine."""
+    _unregister(shell)
+    leader = Leader.instance(parent=shell)
+    if leader.parent is not shell:
+        leader.update_config(shell.config)
+    shell.configurables.append(leader)
+    magics = ArreaMagics(shell)
+    shell.register_magics(magics)
+    magics.report_failures()
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Undoes `load` and closes the Leader: running batches are cancelled. More than once is fine."""
+    _unregister(shell)
+    if Leader.initialized():
+        Leader.instance().close()
+
+
+def _unregister(shell: InteractiveShell) -> None:
+    magics = shell.magics_manager.registry.pop(ArreaMagics.__name__, None)
+    if isinstance(magics, ArreaMagics):
+        magics.leave()
+    for kind in ("line", "cell"):
+        shell.magics_manager.magics[kind].pop("arrea", None)
+    shell.configurables[:] = [one for one in shell.configurables if not isinstance(one, Leader | ArreaMagics)]
