@@ -49,7 +49,7 @@ format: .venv/.stamp-dev
 	$(BIN)/ruff format .
 
 bench: .venv/.stamp-dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python tests/benchmarks/run.py
 
 clean:
 	rm -rf .venv .cache build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -551,7 +551,6 @@ class Leader(Engine, SingletonConfigurable):
             **{os.fsencode(key): os.fsencode(value) for key, value in env.items()},
             b"PYTHONUNBUFFERED": b"1",
         }
-        self._guard.ensure()
 
     def _record_of(self, batch: Batch | BatchRecord | str | None) -> BatchRecord | None:
         if batch is None or isinstance(batch, BatchRecord):

@@ -39,7 +39,7 @@ def pytest_unconfigure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def jupyter_event_loop():
-    """The loop that jupyter_client keeps for synchronous calls, else the first test with a kernel leaks it."""
+    """The loop that jupyter_client keeps, made early: the first test with a kernel would leak it."""
     loop = ensure_event_loop()
     yield
     loop.close()

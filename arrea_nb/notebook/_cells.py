@@ -1,4 +1,4 @@
-"""From the body of a `%%arrea` cell to commands: shell lines, blocks of lines, or Python statements.
+"""Reading a `%%arrea` cell: the options on its line; its body as shell lines, blocks, or Python statements.
 
 Guarantees: the text reaches the shell or Python as it was written, nothing in it is expanded. What cannot be
 run as it stands is refused before anything starts, and the message has the line's number as an editor shows
@@ -8,14 +8,15 @@ case once for all commands, however many.
 
 from __future__ import annotations
 
+import argparse
 import ast
-import inspect
+import keyword
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,62 @@ class UsageError(error.UsageError):
 
 class CellSyntaxError(SyntaxError):
     """A `--python` cell that is not Python. IPython shows a plain SyntaxError with our frames above it."""
+
+
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+
+def duration(text: str) -> float:
+    """Seconds, from 500ms, 30s, 10m, 2h or a plain number."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"expected a time such as 500ms, 30s, 10m or 2h, got {text!r}")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def count(least: int) -> Callable[[str], int]:
+    """A reader of whole numbers of at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return read
+
+
+def one_of(*choices: str) -> Callable[[str], str]:
+    """A reader of one of a few words."""
+
+    def read(text: str) -> str:
+        if text not in choices:
+            expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+        return text
+
+    return read
+
+
+def variable(text: str) -> str:
+    """The name of a Python variable."""
+    if not text.isidentifier() or keyword.iskeyword(text):
+        raise argparse.ArgumentTypeError(f"expected the name of a variable, got {text!r}")
+    return text
+
+
+def parsed_line(magic: Any, line: str) -> argparse.Namespace:
+    """The options on the magic's own line; UsageError for what is none."""
+    title = magic.parser.prog
+    try:
+        options, rest = magic.parser.parse_known_args(shlex.split(line))
+    except (error.UsageError, ValueError) as problem:
+        raise UsageError(f"%{title}: {problem}; %{title}? lists the options") from None
+    if rest and rest[0].startswith("-"):
+        raise UsageError(f"%{title}: no option {rest[0]}; %{title}? lists those there are")
+    if rest:
+        hint = "commands go into the lines below" if title == "%arrea" else "commands go into a cell: %%arrea"
+        raise UsageError(f"%{title}: expected only options here, got {shlex.join(rest)}; {hint}")
+    return options  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -268,7 +325,7 @@ def statements(body: str, shell: InteractiveShell) -> list[Statement]:
 
 
 def _source_of(node: ast.stmt, source: str) -> str:
-    written = inspect.cleandoc(ast.get_source_segment(source, node) or ast.unparse(node))
+    written = ast.get_source_segment(source, node) or ast.unparse(node)
     marks = [ast.get_source_segment(source, mark) for mark in getattr(node, "decorator_list", [])]
     return "\n".join([*(f"@{mark}" for mark in marks), written])
 

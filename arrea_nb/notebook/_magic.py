@@ -7,21 +7,19 @@ the variable of `--out`) before anything can raise. An interrupt cancels this ce
 
 from __future__ import annotations
 
-import argparse
-import keyword
 import numbers
 import os
-import re
-import shlex
 import sys
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from IPython.core import error, magic_arguments
+from IPython.core import magic_arguments
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
 from arrea_nb._leader import Leader
@@ -30,11 +28,16 @@ from arrea_nb.events import JobState
 from arrea_nb.notebook._cells import (
     CellSyntaxError,
     UsageError,
+    count,
+    duration,
     lost_effects,
+    one_of,
+    parsed_line,
     refuse_unfinished,
     shell_blocks,
     shell_lines,
     statements,
+    variable,
 )
 
 if TYPE_CHECKING:
@@ -45,59 +48,25 @@ if TYPE_CHECKING:
 # How long an interrupted cell waits for its jobs to end, in seconds: their grace is 1 s then.
 _PATIENCE = 3.0
 _LOG_LINES = 1000
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+_OURS = str(Path(__file__).resolve().parent.parent)
 
-
-def _duration(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h|)", text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"expected a time such as 500ms, 30s, 10m or 2h, got {text!r}")
-    return float(match[1]) * _UNITS[match[2]]
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return int(text)
-
-    return read
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            expected = f"{', '.join(choices[:-1])} or {choices[-1]}"
-            raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-        return text
-
-    return read
-
-
-def _variable(text: str) -> str:
-    if not text.isidentifier() or keyword.iskeyword(text):
-        raise argparse.ArgumentTypeError(f"expected the name of a variable, got {text!r}")
-    return text
-
-
-_Method = TypeVar("_Method", bound=Callable[..., None])
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 # IPython's own have no types.
-_ipythons_argument: Any = magic_arguments.argument
-_ipythons_magic_arguments: Any = magic_arguments.magic_arguments
+_IPYTHON: Any = magic_arguments
 
 
 def _option(*names: str, **settings: Any) -> Callable[[_Method], _Method]:
-    return cast("Callable[[_Method], _Method]", _ipythons_argument(*names, **settings))
+    return cast("Callable[[_Method], _Method]", _IPYTHON.argument(*names, **settings))
 
 
-def _documented(title: str) -> Callable[[_Method], _Method]:
-    """The last of the options: makes the parser, and the text that `%%arrea?` shows."""
+def _magic(kind: Any, title: str) -> Callable[[_Method], _Method]:
+    """Makes the parser of the options below it, the text that `%%arrea?` shows, and the magic."""
 
     def finish(method: _Method) -> _Method:
-        finished = _ipythons_magic_arguments(title)(method)
+        finished = _IPYTHON.magic_arguments(title)(method)
         # `--work` shall not mean `--workers` today and something else with the next option.
         finished.parser.allow_abbrev = False
-        return cast("_Method", finished)
+        return cast("_Method", kind("arrea")(finished))
 
     return finish
 
@@ -120,50 +89,21 @@ class ArreaMagics(Magics):
         self._origins: dict[str, _Origin] = {}
         self._before: tuple[tuple[type[BaseException], ...], Any] | None = None
 
-    @cell_magic("arrea")
-    @_documented("%arrea")
-    @_option("-w", "--workers", type=_count(1), metavar="N", help="How many run at once. Default: 4.")
-    @_option(
-        "-t",
-        "--timeout",
-        type=_duration,
-        metavar="TIME",
-        help="For each attempt: 500ms, 30s, 10m, 2h; 0: no limit. Default: 30s.",
-    )
-    @_option("--retries", type=_count(0), metavar="N", help="How often a failed command is tried again.")
-    @_option(
-        "--retry-delay",
-        type=_duration,
-        metavar="TIME",
-        help="Until the first retry; doubled for each further one. Default: 1s.",
-    )
-    @_option(
-        "--on-error",
-        type=_one_of("continue", "stop", "abort"),
-        metavar="STEP",
-        help="After a failure: continue (the default), stop (start no more) or abort (stop running ones too).",
-    )
+    @_magic(cell_magic, "%arrea")
+    @_option("-w", "--workers", type=count(1), metavar="N", help="How many run at once. Default: 4.")
+    @_option("-t", "--timeout", type=duration, metavar="TIME", help="For each: 500ms, 30s, 10m; 0: none.")
+    @_option("--retries", type=count(0), metavar="N", help="How often a failed command is tried again.")
+    @_option("--retry-delay", type=duration, metavar="TIME", help="Until the first retry; then doubled.")
+    @_option("--on-error", type=one_of("continue", "stop", "abort"), help="continue, stop or abort the rest.")
     @_option("--name", help="Shown with the batch.")
-    @_option("-o", "--out", type=_variable, metavar="VAR", help="A variable for the Batch, besides _arrea.")
+    @_option("-o", "--out", type=variable, metavar="VAR", help="A variable for the Batch, besides _arrea.")
     @_option("--bg", action="store_true", help="Do not wait for the end.")
     @_option("--blocks", action="store_true", help="A command is a block of lines between blank lines.")
-    @_option(
-        "--python",
-        action="store_true",
-        help="A job for each top-level Python statement, in your namespace; its value is the expression's.",
-    )
-    @_option(
-        "-e",
-        "--export",
-        type=_variable,
-        metavar="VAR",
-        action="append",
-        default=[],
-        help='Put a Python variable (str, number or path) into the environment, for "$VAR". Can be repeated.',
-    )
+    @_option("--python", action="store_true", help="A job for each top-level Python statement.")
+    @_option("-e", "--export", type=variable, metavar="VAR", action="append", help='For "$VAR"; repeatable.')
     @_option("--cwd", metavar="DIR", help="Where the commands run.")
     @_option("--shell", help="What runs them: bash, for instance. Default: /bin/sh.")
-    @_option("--max-commands", type=_count(0), metavar="N", help="How many a batch takes. Default: 100.")
+    @_option("--max-commands", type=count(0), metavar="N", help="How many a batch takes. Default: 100.")
     @_option("--no-raise", action="store_true", help="A failure does not stop the cell with BatchFailed.")
     @_option("--dry-run", action="store_true", help="Print the numbered commands and stop.")
     @_option("--log", action="store_true", help="Log each attempt's start, end and retry to stderr.")
@@ -173,13 +113,18 @@ class ArreaMagics(Magics):
         Blank lines and # lines are passed over, and a \ at the end continues a line. Nothing in the cell
         is expanded by Python: {} and $ are the shell's. Each line has a shell of its own, so a cd holds
         for its line only. When a command fails the cell raises BatchFailed; the Batch is in _arrea.
+
+        A failed command leaves the others alone (--on-error continue); stop starts nothing more, abort
+        stops the running ones too. With --python each top-level statement is a job in your namespace,
+        and the value of an expression its result. -e puts a variable (str, number or path) into the
+        environment, where "$VAR" is quoted safely. Defaults are the Leader's: %config Leader
         """
-        options = _parsed(self.run, line)
+        options = parsed_line(self.run, line)
+        with_options = self._options(options)
         commands = self._commands(options, cell)
         if options.dry_run:
             _write(_numbered(commands))
             return
-        with_options = self._options(options)
         leader = Leader.instance()
         origin = _Origin(self._cell(line, cell), raises=not options.no_raise)
         self._tell_what_still_runs(leader, origin.cell)
@@ -206,19 +151,12 @@ class ArreaMagics(Magics):
         if origin.raises:
             _raise_if_failed(batch, "_arrea")
 
-    @line_magic("arrea")
-    @_documented("arrea")
-    @_option(
-        "verb",
-        nargs="?",
-        type=_one_of("show", "wait", "cancel", "log"),
-        metavar="show|wait|cancel|log",
-        help="What to do with a batch. Without it: list them all, newest first.",
-    )
+    @_magic(line_magic, "arrea")
+    @_option("verb", nargs="?", type=one_of("show", "wait", "cancel", "log"), help="Without it: list all.")
     @_option("batch", nargs="?", metavar="ID", help="The first digits of its id. Default: the latest.")
     def manage(self, line: str) -> None:
         """Lists the batches, or shows one, waits for it, cancels it, or prints what its jobs printed."""
-        options = _parsed(self.manage, line)
+        options = parsed_line(self.manage, line)
         leader = Leader.instance()
         if options.verb is None:
             _write(_table(leader.batches()))
@@ -249,11 +187,12 @@ class ArreaMagics(Magics):
         ) -> list[str]:
             if not isinstance(value, BatchFailed | CellSyntaxError):
                 return cast("list[str]", others(kind, value, trace, tb_offset=tb_offset))
-            lines = _error_lines(value, trace)
+            lines = _error_lines(shell, value, trace)
             shell._showtraceback(kind, value, lines)  # noqa: SLF001 - what IPython has front ends override
             return lines
 
-        self._shell.set_custom_exc((*before, BatchFailed, CellSyntaxError), report)
+        set_custom_exc: Any = self._shell.set_custom_exc
+        set_custom_exc((*before, BatchFailed, CellSyntaxError), report)
 
     def leave(self) -> None:
         """Puts back what `report_failures` changed, unless somebody has changed it since."""
@@ -276,7 +215,7 @@ class ArreaMagics(Magics):
             latest = self._shell.user_ns.get("_arrea") is batch
             _raise_if_failed(batch, "_arrea" if latest else _short(leader, batch))
 
-    def _commands(self, options: argparse.Namespace, cell: str) -> list[Any]:
+    def _commands(self, options: Namespace, cell: str) -> list[Any]:
         if options.python:
             for name in ("blocks", "shell", "cwd", "export"):
                 if getattr(options, name):
@@ -288,7 +227,7 @@ class ArreaMagics(Magics):
             sys.stderr.write(f"{warning}\n")
         return [command.text for command in commands]
 
-    def _options(self, options: argparse.Namespace) -> dict[str, Any]:
+    def _options(self, options: Namespace) -> dict[str, Any]:
         """The options of `execute` that were given; the Leader has the defaults of the others."""
         policy = {
             name: value
@@ -301,7 +240,7 @@ class ArreaMagics(Magics):
         given["cwd"] = None if options.cwd is None else os.path.expanduser(options.cwd)
         given["log"] = options.log or None
         given["policy"] = policy or None
-        given["env"] = {name: self._exported(name) for name in options.export} or None
+        given["env"] = {name: self._exported(name) for name in options.export or ()} or None
         return {name: value for name, value in given.items() if value is not None}
 
     def _exported(self, name: str) -> str:
@@ -333,21 +272,7 @@ class ArreaMagics(Magics):
         self._origins[batch.id] = origin
         self._shell.user_ns["_arrea"] = batch
         if out is not None:
-            self._shell.push({out: batch})
-
-
-def _parsed(magic: Any, line: str) -> argparse.Namespace:
-    title = magic.parser.prog
-    try:
-        options, rest = magic.parser.parse_known_args(shlex.split(line))
-    except (error.UsageError, ValueError) as problem:
-        raise UsageError(f"%{title}: {problem}; %{title}? lists the options") from None
-    if rest and rest[0].startswith("-"):
-        raise UsageError(f"%{title}: no option {rest[0]}; %{title}? lists those there are")
-    if rest:
-        hint = "commands go into the lines below" if title == "%arrea" else "commands go into a cell: %%arrea"
-        raise UsageError(f"%{title}: expected only options here, got {shlex.join(rest)}; {hint}")
-    return options  # type: ignore[no-any-return]
+            self._shell.user_ns[out] = batch
 
 
 def _executed(leader: Leader, commands: list[Any], options: dict[str, Any]) -> Batch:
@@ -368,16 +293,17 @@ def _raise_if_failed(batch: Batch, where: str) -> None:
         raise BatchFailed(f"{failure}. Batch: {where}", failure.exceptions)
 
 
-def _error_lines(problem: BaseException, trace: TracebackType) -> list[str]:
-    """What to show of an error: of one that a magic raised only the message."""
-    where = [frame.f_globals.get("__name__") for frame, _ in traceback.walk_tb(trace)]
+def _error_lines(shell: Any, problem: BaseException, trace: TracebackType) -> list[str]:
+    """What to show of an error: the message alone if a magic raised it, and never a frame of ours."""
     if isinstance(problem, SyntaxError):
-        lines = traceback.format_exception_only(SyntaxError, problem)
-    elif where[-1] == __name__:
-        lines = [f"{type(problem).__name__}: {problem}"]
-    else:
-        lines = traceback.format_exception(type(problem), problem, trace.tb_next or trace)
-    return [line.rstrip("\n") for line in lines]
+        plain = SyntaxError(*problem.args)
+        return cast("list[str]", shell.SyntaxTB.structured_traceback(SyntaxError, plain, []))
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    if frames[-1].f_globals.get("__name__") == __name__:
+        return [f"{type(problem).__name__}: {problem}"]
+    told = traceback.TracebackException(type(problem), problem, trace.tb_next or trace)
+    told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(_OURS)]
+    return "".join(told.format()).splitlines()
 
 
 def _shown_in_one_line(problem: BaseException, message: str) -> None:
@@ -462,7 +388,8 @@ def load(shell: InteractiveShell) -> None:
     leader = Leader.instance(parent=shell)
     if leader.parent is not shell:
         leader.update_config(shell.config)
-    shell.configurables.append(leader)
+    configurables: list[Any] = shell.configurables
+    configurables.append(leader)
     magics = ArreaMagics(shell)
     shell.register_magics(magics)
     magics.report_failures()
@@ -481,4 +408,5 @@ def _unregister(shell: InteractiveShell) -> None:
         magics.leave()
     for kind in ("line", "cell"):
         shell.magics_manager.magics[kind].pop("arrea", None)
-    shell.configurables[:] = [one for one in shell.configurables if not isinstance(one, Leader | ArreaMagics)]
+    configurables: list[Any] = shell.configurables
+    configurables[:] = [one for one in configurables if not isinstance(one, Leader | ArreaMagics)]

@@ -10,6 +10,7 @@ id, read what is readable, unregister from the guard, `wait4`, set `popen.return
 from __future__ import annotations
 
 import codecs
+import logging
 import os
 import resource
 import select
@@ -24,6 +25,8 @@ from arrea_nb._job import Desk, JobRecord, Outcome
 from arrea_nb._progress import ProgressReader
 from arrea_nb.errors import CommandFailed, JobCrashed
 from arrea_nb.workers._guard import processes_with
+
+_log = logging.getLogger("arrea_nb")
 
 if TYPE_CHECKING:
     from arrea_nb.workers._threads import Worker
@@ -90,6 +93,7 @@ class _ShellRun:
                 os.close(err_end)
             pidfd = os.pidfd_open(popen.pid)
             guard = self._desk.guard()
+            self._see_to(guard)
             guard.add(popen.pid)
             self._desk.started(self._job, popen.pid)
             self._pump(pidfd, guard)
@@ -163,7 +167,7 @@ class _ShellRun:
                     self._forget(fd)
                 else:  # the guard died
                     self._poll.unregister(fd)
-                    guard.ensure()
+                    self._see_to(guard)
                     if guard.pidfd >= 0:
                         self._poll.register(guard.pidfd, select.POLLIN)
             if (
@@ -173,6 +177,14 @@ class _ShellRun:
                 and time.monotonic() >= deadline
             ):
                 self._desk.expired(job)
+
+    @staticmethod
+    def _see_to(guard: Any) -> None:
+        """Starts the guard, if it does not run. Never on the main thread, where an interrupt could tear it."""
+        try:
+            guard.ensure()
+        except OSError as error:
+            _log.warning("the guard could not be started (%s): a crash now would leave processes", error)
 
     def _read(self, fd: int) -> int:
         data = os.read(fd, _CHUNK)

@@ -1,0 +1,371 @@
+"""What an attempt printed: exact, bounded in memory, and never lost in silence (C11, C12, C14)."""
+
+import errno
+import gc
+import os
+import random
+import stat
+import sys
+import threading
+import tracemalloc
+import uuid
+from pathlib import Path
+
+import pytest
+
+from arrea_nb.workers import _output
+from arrea_nb.workers._output import Output, Spool
+
+MARK = b"\n[arrea: output past 1 KiB was dropped]\n"
+
+
+@pytest.fixture
+def spool():
+    spool = Spool(uuid.uuid4().hex)
+    yield spool
+    spool.remove()
+
+
+@pytest.fixture
+def make(spool):
+    def make(memory_limit=64, max_bytes=1 << 30):
+        return Output(spool, memory_limit, max_bytes)
+
+    return make
+
+
+def fill(output, rounds=50):
+    """Writes to both streams in turn and returns what each of them, and both, should hold."""
+    expected = {0: b"", 1: b"", None: b""}
+    for number in range(rounds):
+        for stream, word in ((0, b"out"), (1, b"err")):
+            data = b"%s %d\n" % (word, number)
+            output.write(stream, data)
+            expected[stream] += data
+            expected[None] += data
+    return expected
+
+
+def refuse(monkeypatch, error):
+    """Has the disk refuse every byte from here on."""
+
+    def write_at(descriptor, at, data):
+        raise error
+
+    monkeypatch.setattr(_output, "_write_at", write_at)
+
+
+def test_a_little_output_stays_in_memory_and_makes_no_file(make, spool):
+    output = make()
+    output.write(0, b"hello\n")
+    assert output.read() == b"hello\n"
+    assert output.path is None
+    assert not Path(spool.directory).exists()
+
+
+def test_spooled_output_is_read_exactly_by_stream_and_together(make):
+    output = make()
+    expected = fill(output)
+    assert output.path is not None
+    assert {stream: output.read(stream) for stream in expected} == expected
+    assert output.size == len(expected[None])
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_sequence_of_writes_is_read_back_exactly(make, monkeypatch, seed):
+    chance = random.Random(seed)
+    monkeypatch.setattr(_output, "_MOST_RUNS", chance.choice([4, 16, 32768]))
+    output = make(chance.choice([0, 1, 7, 64, 1000]))
+    expected = {0: b"", 1: b"", None: b""}
+    offset, seen = 0, b""
+    for _ in range(200):
+        stream = chance.choice([0, 0, 1])
+        data = bytes(chance.choices(range(32, 127), k=chance.choice([0, 1, 3, 20, 150])))
+        output.write(stream, data)
+        expected[stream] += data
+        expected[None] += data
+        if chance.random() < 0.1:
+            texts, offset, skipped = output.since(offset, chance.choice([10, 1000]))
+            seen += b"?" * skipped + "".join(text for _, text in texts).encode()
+            assert offset == output.size == len(seen)
+            size = chance.choice([1, 10, 100, 10000])
+            assert output.tail(size) == expected[None][-size:]
+    assert {stream: output.read(stream) for stream in expected} == expected
+    assert all(a == b for a, b in zip(seen, expected[None], strict=False) if a != ord("?"))
+
+
+def test_bytes_that_are_not_utf8_are_kept_exact(make):
+    output = make()
+    data = bytes(range(256)) * 3
+    output.write(0, data)
+    assert output.read(0) == data
+    output.write(1, b"\xff")
+    assert output.since(len(data), 10)[0] == [("stderr", "�")]
+
+
+def test_memory_stays_within_its_limit_whatever_is_written(make):
+    output = make(memory_limit=1 << 16)
+    block = b"x" * (1 << 20)
+    tracemalloc.start()
+    for _ in range(64):
+        output.write(0, block)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1 << 17
+    assert peak < 1 << 19
+    assert len(output.read()) == 64 << 20
+
+
+def test_streams_that_change_with_every_byte_cost_a_bounded_amount_of_memory(make):
+    output = make(memory_limit=1 << 16)
+    for _ in range(100_000):
+        output.write(0, b"o")
+        output.write(1, b"e")
+    assert len(output._runs) <= _output._MOST_RUNS
+    assert output.read(0) == b"o" * 100_000
+    assert output.read(1) == b"e" * 100_000
+    texts, end, skipped = output.since(0, 100)
+    assert end == 200_000
+    assert skipped == 200_000 - 100
+    assert texts == [("stdout", "o"), ("stderr", "e")] * 50
+
+
+def test_past_the_maximum_output_is_dropped_and_marked_once(make):
+    output = make(memory_limit=400, max_bytes=1024)
+    output.write(0, b"a" * 1000)
+    output.write(0, b"b" * 1000)
+    output.write(0, b"c" * 1000)
+    expected = b"a" * 1000 + b"b" * 24 + MARK
+    assert output.read() == expected
+    assert output.read(0) == expected
+    assert output.read(1) == b""
+    assert output.tail(50) == expected[-50:]
+    texts, _, _ = output.since(output.size - len(MARK), 1000)
+    assert texts == [("stdout", MARK.decode())]
+
+
+def test_each_stream_that_was_cut_says_so(make):
+    output = make(max_bytes=1024)
+    output.write(0, b"a" * 2000)
+    output.write(1, b"b" * 2000)
+    output.write(1, b"b" * 2000)
+    assert output.read().count(MARK) == 1
+    assert output.read(0) == b"a" * 1024 + MARK
+    assert output.read(1) == MARK
+
+
+def test_exactly_the_maximum_is_kept_without_a_mark(make):
+    output = make(max_bytes=1024)
+    output.write(0, b"a" * 1024)
+    assert output.read() == b"a" * 1024
+
+
+def test_after_close_nothing_more_is_taken(make):
+    output = make()
+    output.write(0, b"before")
+    output.close()
+    output.write(0, b"after")
+    assert output.read() == b"before"
+
+
+def test_a_full_disk_is_marked_in_place_and_output_goes_on(make, monkeypatch):
+    output = make()
+    output.write(0, b"a" * 100)
+    with monkeypatch.context() as full:
+        refuse(full, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        output.write(0, b"b" * 100)
+        output.write(1, b"c" * 100)
+    output.write(0, b"d" * 100)
+    lost = b"\n[arrea: 184 bytes of output lost: No space left on device]\n"
+    assert output.read() == b"a" * 100 + lost + b"c" * 16 + b"d" * 100
+    assert output.read(0) == b"a" * 100 + lost + b"d" * 100
+    assert output.read(1) == lost + b"c" * 16
+    assert output.size == 400
+
+
+def test_a_disk_that_fills_half_way_keeps_what_it_took(make, monkeypatch):
+    output = make()
+    real = _output._write_at
+    room = [130]
+
+    def write_at(descriptor, at, data):
+        if not room[0]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = real(descriptor, at, bytes(data)[: room[0]])
+        room[0] -= written
+        return written
+
+    with monkeypatch.context() as filling:
+        filling.setattr(_output, "_write_at", write_at)
+        output.write(0, b"a" * 100)
+        output.write(0, b"b" * 100)
+    lost = b"\n[arrea: 54 bytes of output lost: No space left on device]\n"
+    assert output.read() == b"a" * 100 + b"b" * 30 + lost + b"b" * 16
+
+
+def test_a_spool_directory_that_was_deleted_is_made_again_and_the_loss_marked(make, spool):
+    output = make()
+    output.write(0, b"a" * 100)
+    spool.remove()
+    output.write(1, b"b" * 100)
+    lost = b"\n[arrea: 100 bytes of output lost: its file was removed]\n"
+    assert output.read() == lost + b"b" * 100
+    assert Path(spool.directory).is_dir()
+
+
+def test_what_is_in_memory_is_read_with_a_mark_when_the_spool_is_gone(make, spool):
+    output = make()
+    fill(output)
+    whole = output.read()
+    spool.remove()
+    gone = output.read()
+    assert gone.startswith(b"\n[arrea: ")
+    assert b"of output lost: its file is gone]\n" in gone
+    assert gone.endswith(whole[-16:])
+    assert output.tail(16) == whole[-16:]
+    assert output.tail(1000)[:9] == b"\n[arrea: "
+    assert output.read(0).startswith(b"\n[arrea: ")
+
+
+def test_a_directory_that_cannot_be_made_costs_the_output_and_not_the_job(make, spool):
+    Path(spool.directory).write_text("in the way")
+    output = make()
+    output.write(0, b"a" * 100)
+    assert output.read().endswith(b" is not a private directory of ours]\n" + b"a" * 16)
+    assert output.path is None
+    Path(spool.directory).unlink()
+
+
+def test_lost_runs_cost_the_streams_and_not_the_whole(make, monkeypatch):
+    monkeypatch.setattr(_output, "_MOST_RUNS", 8)
+    output = make(memory_limit=1000)
+    with monkeypatch.context() as full:
+        refuse(full, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+        expected = fill(output, rounds=20)
+    assert output.read() == expected[None]
+    known = output.read(0).partition(b"its stream is not known, see output]\n")[2]
+    assert known
+    assert expected[0].endswith(known)
+
+
+def test_the_spool_is_private_to_its_user(make, spool):
+    output = make()
+    fill(output)
+    assert stat.S_IMODE(os.stat(spool.directory).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(output.path).st_mode) == 0o600
+
+
+def test_the_files_go_when_the_output_does(make, spool, monkeypatch):
+    monkeypatch.setattr(_output, "_MOST_RUNS", 8)
+    output = make()
+    fill(output)
+    assert len(os.listdir(spool.directory)) == 2
+    del output
+    gc.collect()
+    assert os.listdir(spool.directory) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_removes_nothing_of_its_parents(make, spool):
+    output = make()
+    fill(output)
+    child = os.fork()
+    if child == 0:
+        try:
+            del output
+            gc.collect()
+            spool.remove()
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    assert Path(output.path).exists()
+
+
+def test_no_descriptor_stays_open(make):
+    before = len(os.listdir("/proc/self/fd"))
+    outputs = [make() for _ in range(20)]
+    for output in outputs:
+        fill(output)
+        output.read()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_since_gives_what_is_new_and_where_to_go_on(make):
+    output = make(memory_limit=1000)
+    output.write(0, b"one")
+    output.write(1, b"two")
+    texts, offset, skipped = output.since(0, 100)
+    assert (texts, offset, skipped) == ([("stdout", "one"), ("stderr", "two")], 6, 0)
+    assert output.since(offset, 100) == ([], 6, 0)
+    output.write(1, b"three")
+    assert output.since(offset, 100) == ([("stderr", "three")], 11, 0)
+    assert output.since(0, 4) == ([("stderr", "hree")], 11, 7)
+
+
+def test_since_holds_back_a_character_that_has_not_arrived_whole(make):
+    output = make(memory_limit=1000)
+    euro = "€".encode()
+    output.write(0, b"5 " + euro[:2])
+    texts, offset, _ = output.since(0, 100)
+    assert (texts, offset) == ([("stdout", "5 ")], 2)
+    assert output.since(offset, 100) == ([], 2, 0)
+    output.write(0, euro[2:] + b"!")
+    assert output.since(offset, 100) == ([("stdout", "€!")], 6, 0)
+
+
+def test_since_shows_a_character_that_will_never_be_whole_at_the_end(make):
+    output = make(memory_limit=1000)
+    output.write(0, b"x\xe2\x82")
+    output.close()
+    assert output.since(0, 100) == ([("stdout", "x�")], 3, 0)
+
+
+def test_since_begins_with_a_whole_character_where_it_leaves_some_out(make):
+    output = make(memory_limit=1000)
+    output.write(0, "€€€".encode())
+    assert output.since(0, 4) == ([("stdout", "€")], 9, 6)
+
+
+def test_a_character_that_another_streams_output_divides_is_shown_whole(make):
+    output = make(memory_limit=1000)
+    euro = "€".encode()
+    output.write(0, euro[:1])
+    output.write(1, b"warning\n")
+    output.write(0, euro[1:])
+    assert output.since(0, 100)[0] == [("stderr", "warning\n"), ("stdout", "€")]
+
+
+def test_many_threads_may_read_while_one_writes(make):
+    output = make(memory_limit=1000)
+    done = threading.Event()
+    wrong = []
+
+    def look():
+        while not done.is_set():
+            if set(output.read(0)) - {ord("o")} or set(output.read(1)) - {ord("e")}:
+                wrong.append("mixed")
+            output.tail(5000)
+            output.since(0, 500)
+
+    readers = [threading.Thread(target=look) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    for _ in range(2000):
+        output.write(0, b"o" * 37)
+        output.write(1, b"e" * 11)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert not wrong
+    assert output.read(0) == b"o" * 74_000
+
+
+def test_repr_shows_the_size_and_never_the_contents(make):
+    output = make()
+    output.write(0, b"secret")
+    output.close()
+    assert repr(output) == "<Output 6 bytes closed>"
+
+
+def test_an_output_that_holds_little_is_small():
+    assert sys.getsizeof(Output(Spool("x"), 1, 1).__dict__) < 400
