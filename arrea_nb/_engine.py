@@ -134,7 +134,7 @@ class Engine:
     # For workers (Desk)
 
     def report(  # noqa: C901 - one section for each job: two calls more would cost a tenth of it
-        self, worker: Worker, job: JobRecord | None, outcome: Outcome | None
+        self, worker: Worker, job: JobRecord | None, outcome: Outcome | None, value: object = None
     ) -> JobRecord | None:
         """Takes the end of one job and returns the next: the hot path, one section for each job."""
         now = time.monotonic()
@@ -154,7 +154,11 @@ class Engine:
                     return None
                 if job is None:
                     section.shelters[worker.ident] = worker
-                elif outcome is not None:
+                elif outcome is None:
+                    ledger.returned(job, value, now, at)
+                    if job.batch.end_clock is not None:
+                        self._plan_sweep(now)
+                else:
                     due = ledger.ended(job, outcome, now, at)
                     if due is not None:
                         self._timer.plan(due)

@@ -110,7 +110,7 @@ class JobRecord:
     handed_out = False  # a worker has it, though it may not have started yet
     stop: JobState | None = None  # CANCELLED or TIMED_OUT: it is being stopped, and this it will be
     grace: float = 0.0
-    first_clock: float | None = None  # of the monotonic clock, as the other clocks
+    first_clock: float | None = None  # of its first attempt, once there is a second; clocks are monotonic
     clock: float | None = None
     end_clock: float | None = None
     first_at: float | None = None
@@ -137,6 +137,11 @@ class JobRecord:
         self.written = written
 
     @property
+    def began(self) -> float | None:
+        """The monotonic clock when its first attempt began."""
+        return self.clock if self.first_clock is None else self.first_clock
+
+    @property
     def name(self) -> str:
         """The name that the user gave, or the command as a reader would write it."""
         names = self.batch.names
@@ -145,7 +150,7 @@ class JobRecord:
     def elapsed(self, now: float) -> float | None:
         """Seconds of the attempt that runs, or of the whole job once it ended."""
         if self.end_clock is not None:
-            return None if self.first_clock is None else self.end_clock - self.first_clock
+            return None if self.began is None else self.end_clock - self.began
         return None if self.clock is None or self.state is not JobState.RUNNING else now - self.clock
 
 
@@ -213,7 +218,9 @@ class Desk(Protocol):
 
     kernel_id: str
 
-    def report(self, worker: Any, job: JobRecord | None, outcome: Outcome | None) -> JobRecord | None: ...
+    def report(
+        self, worker: Any, job: JobRecord | None, outcome: Outcome | None, value: object = None
+    ) -> JobRecord | None: ...
 
     def started(self, job: JobRecord, pid: int) -> None: ...
 
@@ -312,7 +319,8 @@ class Job:
     @property
     def started_at(self) -> float | None:
         """When its first attempt began."""
-        return self._record.first_at
+        record = self._record
+        return record.started_at if record.first_at is None else record.first_at
 
     @property
     def ended_at(self) -> float | None:
@@ -326,9 +334,9 @@ class Job:
     def duration(self) -> float | None:
         """Seconds from its first attempt to its end, retries and their delays included; None before."""
         record = self._record
-        if record.end_clock is None or record.first_clock is None:
+        if record.end_clock is None or record.began is None:
             return None
-        return record.end_clock - record.first_clock
+        return record.end_clock - record.began
 
     @property
     def elapsed(self) -> float | None:

@@ -124,7 +124,8 @@ class Ledger:
                 continue
             self.places += 1
             batch.running += 1
-            self._offer(batch)
+            if batch.running < batch.workers:
+                self._offer(batch)
             job.handed_out = True
             job.attempt += 1
             if job.command.kind == "python":
@@ -138,11 +139,10 @@ class Ledger:
         """The attempt began."""
         job.clock = now
         job.started_at = at
-        if job.first_clock is None:
-            job.first_clock = now
-            job.first_at = at
+        if job.attempt == 1:
             self.stats["started"] += 1
-        job.pid = pid
+        if pid is not None:
+            job.pid = pid
         self._move(job, RUNNING)
         if job.batch.heard:
             self._publish(JobStarted(job.batch.id, at, job.index, job.attempt, pid))
@@ -173,6 +173,17 @@ class Ledger:
             self._mark(job)
         if job.batch.heard:
             self._publish(JobProgress(job.batch.id, at, job.index, fraction, done, total, message))
+
+    def returned(self, job: JobRecord, value: object, now: float, at: float) -> None:
+        """A callable returned: `ended` for the usual case, which needs no Outcome."""
+        if job.stop is not None:
+            self.ended(job, Outcome(), now, at)
+            return
+        job.handed_out = False
+        job.batch.running -= 1
+        self.places -= 1
+        job.value = value
+        self._end(job, SUCCEEDED, None, now, at)
 
     def ended(self, job: JobRecord, outcome: Outcome, now: float, at: float) -> float | None:
         """An attempt is over. Returns the moment at which its retry is due, or None."""
@@ -362,6 +373,9 @@ class Ledger:
         self, job: JobRecord, state: JobState, error: Exception | None, delay: float, now: float, at: float
     ) -> float:
         duration = None if job.clock is None else now - job.clock
+        if not job.past:
+            job.first_clock = job.clock
+            job.first_at = job.started_at
         job.past += (Attempt(job.attempt, state, job.started_at, duration, error, job.exit_code, job.signal),)
         job.stop = None
         job.error = error
@@ -393,24 +407,28 @@ class Ledger:
     def _end(self, job: JobRecord, state: JobState, error: Exception | None, now: float, at: float) -> None:
         batch = job.batch
         self._move(job, state)
-        job.error = error
-        if error is not None and job.told is None:
-            job.told = brief(error)
+        if error is not None or job.past:
+            job.error = error
+            if error is not None and job.told is None:
+                job.told = brief(error)
         job.end_clock = now
-        if job.first_clock is not None:
+        began = job.clock if job.first_clock is None else job.first_clock
+        if began is not None:
             if state is SUCCEEDED:
                 self.stats["finished"] += 1
-                job.fraction = None if job.fraction is None else 1.0
+                if job.fraction is not None:
+                    job.fraction = 1.0
             else:
                 self.stats["failed" if state in FAILED_STATES else "cancelled"] += 1
-            batch.spent += now - job.first_clock
+            batch.spent += now - began
             batch.spent_jobs += 1
         if batch.heard:
             self._publish(self._job_ended(job, at))
-        for latch in job.latches:
-            latch.put(None)
-        for latch in batch.job_latches:
-            latch.put(job.index)
+        if job.latches or batch.job_latches:
+            for latch in job.latches:
+                latch.put(None)
+            for latch in batch.job_latches:
+                latch.put(job.index)
         batch.open_jobs -= 1
         if not batch.open_jobs:
             self._end_batch(batch, now, at)
@@ -444,7 +462,7 @@ class Ledger:
 
     @staticmethod
     def _job_ended(job: JobRecord, at: float) -> JobEnded:
-        duration = None if job.first_clock is None else (job.end_clock or 0.0) - job.first_clock
+        duration = None if job.began is None else (job.end_clock or 0.0) - job.began
         return JobEnded(job.batch.id, at, job.index, job.state, job.exit_code, job.told, duration)
 
     @staticmethod

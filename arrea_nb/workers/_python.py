@@ -63,23 +63,22 @@ def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
     attempt = _Running(job, desk, worker)
     job.output = None
     outcome = None
+    value = None
     try:
-        error: BaseException
         try:
             # From here on StopJob can come at any moment, until report() closes the slot.
             worker.open = True
             if job.stop is not None:
                 raise StopJob  # noqa: TRY301 - the order came before the slot was open
-            outcome = Outcome(job.batch.context.copy().run(_call, job.command, attempt, worker))
+            value = job.batch.context.copy().run(_call, job.command, attempt, worker)
         except BaseException as raised:  # noqa: BLE001 - all of it is the job's outcome
-            error = raised
-            outcome = _failed(job, desk, error, worker)
+            outcome = _failed(job, desk, raised, worker)
         attempt.open = False
-        return desk.report(worker, job, outcome)
+        return desk.report(worker, job, outcome, value)
     except StopJob:
         # It came in one of the gaps above. An attempt gets it once, so now there is peace.
         attempt.open = False
-        return desk.report(worker, job, outcome or Outcome())
+        return desk.report(worker, job, outcome, value)
 
 
 def _call(command: Any, attempt: _Running, worker: Worker) -> Any:
