@@ -105,9 +105,10 @@ class Engine:
                 target.latches = tuple(one for one in target.latches if one is not latch)
                 if waiter is not None and worker is not None:
                     bell = None if worker.lost else self._ledger.want_place(waiter)
-                    worker.latch = None
-            if waiter is not None and bell is not None:
-                bell.get()
+                    worker.latch = bell
+            if waiter is not None and worker is not None and bell is not None:
+                bell.get()  # also rung by a stop
+                worker.latch = None
         return _has_ended(target)
 
     def add_latch(self, batch: BatchRecord, latch: Latch, *, each_job: bool = False) -> bool:

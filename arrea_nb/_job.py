@@ -108,6 +108,7 @@ class JobRecord:
     past: tuple[Attempt, ...] = ()
     history: tuple[str, ...] = ()
     handed_out = False  # a worker has it, though it may not have started yet
+    away = False  # it waits for another batch and gave its place up meanwhile
     stop: JobState | None = None  # CANCELLED or TIMED_OUT: it is being stopped, and this it will be
     grace: float = 0.0
     first_clock: float | None = None  # of its first attempt, once there is a second; clocks are monotonic
@@ -182,7 +183,6 @@ class BatchRecord:
     in_turn: bool = False
     spent: float = 0.0  # seconds that its ended jobs took, and how many did
     spent_jobs: int = 0
-    returning: deque[SimpleQueue[None]] = field(default_factory=deque)  # want their place back
     latches: tuple[Latch, ...] = ()
     job_latches: tuple[Latch, ...] = ()
     watches: tuple[Any, ...] = ()

@@ -18,6 +18,7 @@ import contextvars
 import functools
 import inspect
 import logging
+import math
 import os
 import secrets
 import sys
@@ -441,7 +442,8 @@ class Leader(Engine, SingletonConfigurable):
             for one in self._broadcast:
                 self._broadcast.remove(one)
                 one.discard()
-            self._timer.plan(0.0)
+            if self._timer.next != math.inf:
+                self._timer.plan(0.0)  # it looks again, and ends
         self._guard.close()
         self._spool.remove()
         if Leader.initialized() and Leader.instance() is self:

@@ -71,7 +71,7 @@ class Ledger:
         self.stats = {"started": 0, "finished": 0, "failed": 0, "cancelled": 0}
         self._publish = publish
         self._turn: deque[BatchRecord] = deque()  # batches that could use a place, the next first
-        self._returning: deque[tuple[BatchRecord, SimpleQueue[None]]] = deque()
+        self._returning: deque[tuple[JobRecord, SimpleQueue[None]]] = deque()
         self._retries: list[tuple[float, int, JobRecord]] = []
         self._retry_number = 0
 
@@ -263,20 +263,18 @@ class Ledger:
 
     def give_place(self, job: JobRecord) -> None:
         """A callable waits for another batch: its place is free meanwhile."""
+        job.away = True
         job.batch.running -= 1
         self.places -= 1
         self._offer(job.batch)
 
     def want_place(self, job: JobRecord) -> SimpleQueue[None] | None:
-        """It wants its place back. None: it has it; else what will tell it that it has."""
-        batch = job.batch
-        if job.state.ended or (batch.running < batch.workers and self.places < self.max_workers):
-            if not job.state.ended:
-                batch.running += 1
-                self.places += 1
+        """It wants its place back. None: it had it, or is being stopped; else what tells it that it has."""
+        if not job.away or job.stop is not None:
             return None
         bell: SimpleQueue[None] = SimpleQueue()
-        self._returning.append((batch, bell))
+        self._returning.append((job, bell))
+        self._give_back()  # rings it at once if there is room
         return bell
 
     def due(self, now: float) -> float | None:
@@ -338,14 +336,18 @@ class Ledger:
 
     def _give_back(self) -> None:
         """Gives free places to callables that want theirs back, before anything new starts."""
-        kept: deque[tuple[BatchRecord, SimpleQueue[None]]] = deque()
-        for batch, bell in self._returning:
+        kept: deque[tuple[JobRecord, SimpleQueue[None]]] = deque()
+        for job, bell in self._returning:
+            batch = job.batch
+            if not job.away or job.stop is not None:
+                continue  # it ended, or ends: what waits was woken by its stop
             if batch.running < batch.workers and self.places < self.max_workers:
+                job.away = False
                 batch.running += 1
                 self.places += 1
                 bell.put(None)
             else:
-                kept.append((batch, bell))
+                kept.append((job, bell))
         self._returning = kept
 
     def _next_of(self, batch: BatchRecord) -> JobRecord | None:
@@ -366,6 +368,9 @@ class Ledger:
     def _free(self, job: JobRecord) -> None:
         """The worker let go of the job; its place is free."""
         job.handed_out = False
+        if job.away:
+            job.away = False
+            return
         job.batch.running -= 1
         self.places -= 1
 

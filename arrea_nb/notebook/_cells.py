@@ -186,13 +186,13 @@ def refuse_unfinished(commands: Sequence[CellCommand], shell: str, *, blocks: bo
     if program is None:
         return
     for command, complaint in _rejected(program, commands):
+        if _complaint(program, "") is not None:
+            return  # it does not know -n
         if complaint is not None and _UNFINISHED.search(complaint) is None:
             continue  # wrong, but not for want of more lines: the job will fail and say so itself
-        if _complaint(program, "") is not None:
-            return
         what = _shortened(command.text) + (f" ({complaint})" if complaint else "")
         remedy = (
-            "a block goes to the next blank line; take the blank lines out of it"
+            "with --blocks a blank line ends a command; take it out, or run a script of its own (%%writefile)"
             if blocks
             else "each line is a command of its own; make it one line, end its lines with \\, "
             "or use --blocks, where blank lines divide the commands"
@@ -249,7 +249,7 @@ def lost_effects(commands: Iterable[CellCommand], *, blocks: bool) -> Iterator[s
     others = "block" if blocks else "line"
     for command in commands:
         words = _plain_words(command.text)
-        if words and (remedy := _remedy(words)):
+        if words and (remedy := _remedy(words, command.text.rstrip("; "))):
             yield (
                 f"{command.place}: {_shortened(command.text)} has no effect on any other {others}, "
                 f"because each has a shell of its own; {remedy}"
@@ -271,17 +271,15 @@ def _plain_words(text: str) -> list[str]:
     return [] if any(not set(word) - set("();<>|&") for word in words) else words
 
 
-def _remedy(words: Sequence[str]) -> str | None:
+def _remedy(words: Sequence[str], text: str) -> str | None:
+    chained = f"write: {text} && COMMAND"
     if all(_ASSIGNMENT.match(word) for word in words) or words[0] in _SETTERS:
         names = [word.partition("=")[0].rstrip("+") for word in words if _ASSIGNMENT.match(word)]
-        name = names[0] if names else "NAME"
-        return f"-e {name} passes a Python variable to all of them; or write: {shlex.join(words)} && COMMAND"
+        return f"-e {names[0] if names else 'NAME'} passes a Python variable to all of them; or {chained}"
     if words[0] in _MOVERS:
-        there = shlex.join(words[1:2]) or "DIR"
-        return f"--cwd {there} is for all of them; or write: {shlex.join(words)} && COMMAND"
-    if words[0] in _READERS:
-        return f"write: {shlex.join(words)} && COMMAND"
-    return None
+        where = words[1] if len(words) > 1 and "$" not in words[1] else "DIR"
+        return f"--cwd {where} is for all of them; or {chained}"
+    return chained if words[0] in _READERS else None
 
 
 class Statement:

@@ -180,7 +180,7 @@ class _ShellRun:
 
     @staticmethod
     def _see_to(guard: Any) -> None:
-        """Starts the guard, if it does not run. Never on the main thread, where an interrupt could tear it."""
+        """Starts the guard if it does not run. Not for the main thread, where an interrupt could tear it."""
         try:
             guard.ensure()
         except OSError as error:
