@@ -354,7 +354,8 @@ class Job:
     @property
     def error(self) -> Exception | None:
         """Why it did not succeed; None while it may yet."""
-        return self._record.error
+        record = self._record
+        return None if record.end_clock is None else record.error
 
     @property
     def exit_code(self) -> int | None:
@@ -438,7 +439,8 @@ class Job:
             ArreaError: Its error, if it did not succeed (a callable's own exception as it was raised).
         """
         record = self._record
-        if not record.state.ended and not self._host.await_end(record.batch, record, timeout):
+        # Not its state, which comes before its error.
+        if record.end_clock is None and not self._host.await_end(record.batch, record, timeout):
             raise TimeoutError(f"{self!r} has not ended after {timeout:g} s; it goes on")
         if record.error is not None:
             raise record.error
@@ -681,7 +683,7 @@ class Batch(Sequence[Job]):
         jobs = self.jobs
         try:
             self._host.add_latch(self._record, latch, each_job=True)
-            ready = {record.index for record in self._record.jobs if record.state.ended}
+            ready = {record.index for record in self._record.jobs if record.end_clock is not None}
             for index in sorted(ready):
                 yield jobs[index]
             left = len(jobs) - len(ready)
@@ -713,7 +715,7 @@ class Batch(Sequence[Job]):
         Args:
             **options: Options of `execute` that shall be others than this batch had.
         """
-        again = [record for record in self._record.jobs if record.error is not None]
+        again = [job._record for job in self.jobs if job.error is not None]  # noqa: SLF001
         return self._host.again(self._record, again, options)
 
     def records(self) -> list[dict[str, Any]]:

@@ -209,17 +209,18 @@ class Ledger:
             state = FAILED if error is not None else SUCCEEDED
         if error is not None:
             job.value = None
-            job.told = outcome.told if error is outcome.error else None
+        told = outcome.told if error is outcome.error else None
         decision = outcome.decision
         halted = job.batch.halted
         if decision is not None and state in FAILED_STATES:
             if decision.step == "retry" and halted is None and not outcome.could_not_start:
+                job.told = told or brief(error)
                 return self._retry(job, state, error, decision.delay, now, at)
-            self._end(job, state, error, now, at)
+            self._end(job, state, error, now, at, told)
             if decision.step in {"stop", "abort"} and halted is None:
                 self.halt(job.batch, SKIPPED, now, at)
         else:
-            self._end(job, state, error, now, at)
+            self._end(job, state, error, now, at, told)
         return None
 
     def abandon(self, job: JobRecord, now: float, at: float) -> None:
@@ -279,7 +280,8 @@ class Ledger:
 
     def due(self, now: float) -> float | None:
         """Puts the retries that are due into the queue. Returns when the next one is."""
-        while self._retries and self._retries[0][0] <= now:
+        # One that was cancelled meanwhile goes as soon as it is seen: the timer must not wait for it.
+        while self._retries and (self._retries[0][0] <= now or self._retries[0][2].state is not WAITING):
             job = heapq.heappop(self._retries)[2]
             if job.state is WAITING:
                 job.batch.due.append(job)
@@ -384,11 +386,10 @@ class Ledger:
         job.past += (Attempt(job.attempt, state, job.started_at, duration, error, job.exit_code, job.signal),)
         job.stop = None
         job.error = error
-        job.told = job.told or brief(error)
         job.fraction = None
         self._move(job, WAITING)
         if job.batch.heard:
-            self._publish(JobRetrying(job.batch.id, at, job.index, job.attempt, delay, job.told))
+            self._publish(JobRetrying(job.batch.id, at, job.index, job.attempt, delay, job.told or ""))
         self._retry_number += 1
         heapq.heappush(self._retries, (now + delay, self._retry_number, job))
         self._offer(job.batch)
@@ -409,13 +410,20 @@ class Ledger:
         if job.batch.watches:
             self._mark(job)
 
-    def _end(self, job: JobRecord, state: JobState, error: Exception | None, now: float, at: float) -> None:
+    def _end(
+        self,
+        job: JobRecord,
+        state: JobState,
+        error: Exception | None,
+        now: float,
+        at: float,
+        told: str | None = None,
+    ) -> None:
         batch = job.batch
         self._move(job, state)
         if error is not None or job.past:
             job.error = error
-            if error is not None and job.told is None:
-                job.told = brief(error)
+            job.told = told or (None if error is None else brief(error))
         job.end_clock = now
         began = job.clock if job.first_clock is None else job.first_clock
         if began is not None:

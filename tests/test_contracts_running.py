@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 import sys
 import threading
@@ -41,15 +42,13 @@ def _until(events, kind, **fields):
 
 
 def _gone(pid):
-    """Whether a process has ended; waits for it when it is about to."""
+    """Whether a process has ended; waits, since one that was killed may need a moment to die."""
     try:
         fd = os.pidfd_open(pid)
     except ProcessLookupError:
         return True
     try:
-        import select
-
-        return bool(select.select([fd], [], [], LONG)[0])
+        return bool(select.select([fd], [], [], LONG / 4)[0])
     finally:
         os.close(fd)
 
@@ -123,7 +122,7 @@ def test_c6_a_group_that_ignores_sigterm_is_killed_after_the_grace():
         assert (job.state, job.signal, job.exit_code) == ("timed_out", signal.SIGKILL, None)
         assert job.stdout == "up\n"
         assert job.duration >= 1.2
-        assert _carriers(batch) == []
+        assert all(map(_gone, _carriers(batch)))
 
 
 def test_c6_whoever_ends_at_sigterm_is_timed_out_even_with_exit_0():
@@ -149,11 +148,11 @@ def test_c6_grandchildren_in_other_sessions_are_stopped_too():
         batch[0].cancel()
         assert batch.wait(timeout=LONG)
         assert (batch[0].state, batch[1].state) == ("cancelled", "succeeded")
-        assert _carriers(batch) == []
+        assert all(map(_gone, _carriers(batch)))
 
 
 def test_c6_cancel_is_prompt():
-    """Nothing polls at an interval: with a grace and a timeout of a minute it ends as soon as it is told to."""
+    """Nothing polls at an interval: with a grace of a minute it ends as soon as it is told to."""
     with arrea_nb.Leader(grace=LONG) as leader:
         events = leader.subscribe()
         batch = leader.execute([f"echo up; sleep {NEVER}"], timeout=LONG)
@@ -395,7 +394,7 @@ def test_c10_cancel_cuts_the_delay_short():
     with arrea_nb.subscribe() as events:
         batch = arrea_nb.execute(["exit 3"], policy={"retries": 1, "retry_delay": 60.0})
         _until(events, JobRetrying)
-        assert batch[0].state == "waiting"
+        assert (batch[0].state, batch[0].error) == ("waiting", None)
         batch.cancel()
         last = _until(events, JobEnded)
         assert batch.wait(timeout=LONG / 2)
@@ -478,11 +477,15 @@ def test_a_callable_that_raises_keeps_its_exception_and_its_own_traceback():
     def inside():
         raise KeyError("mine")
 
-    batch = arrea_nb.execute([lambda: inside()])
-    with pytest.raises(BatchFailed, match=r"^1 of 1 failed: \[0\] <lambda>: KeyError: 'mine'$"):
+    def work():
+        inside()
+
+    batch = arrea_nb.execute([work])
+    with pytest.raises(BatchFailed, match=r"^1 of 1 failed: \[0\] work: KeyError: 'mine'$"):
         batch.results(timeout=LONG)
     error = batch[0].error
     assert isinstance(error, KeyError)
+    assert error.__traceback__.tb_frame.f_code.co_name == "work"
     with pytest.raises(KeyError):
         batch[0].result()
 
@@ -546,7 +549,7 @@ def test_hostile_jobs_end_in_the_right_state_and_leave_nothing(case):
         if state == "succeeded":
             assert job.error is None
         assert other.stdout == "fine\n"
-        assert _carriers(batch) == []
+        assert all(map(_gone, _carriers(batch)))
         if case == "does not exist":
             assert job.exit_code == 127
             assert str(job.error).startswith("exit 127: ")

@@ -130,8 +130,8 @@ def test_each_line_is_a_command_and_blank_and_comment_lines_are_passed_over(note
 
 
 def test_a_trailing_backslash_continues_a_line(notebook):
-    notebook.run("%%arrea\necho a \\\n  b \\\n\necho c\\\\\nprintf %s 'x\\\ny'\n")
-    assert outputs(notebook.batch) == ["a b", "c\\", "x\\\ny"]
+    notebook.run("%%arrea\necho a \\\n  b \\\n  c\necho c\\\\\nprintf %s 'x\\\ny'\n")
+    assert outputs(notebook.batch) == ["a b c", "c\\", "x\\\ny"]
 
 
 def test_a_commented_backslash_continues_nothing_but_the_shell_sees_both_lines(notebook):
@@ -336,10 +336,11 @@ def test_a_dry_run_finds_what_is_wrong_all_the_same(notebook):
     assert ran.shown.startswith("UsageError: line 2: unfinished: echo 'a")
 
 
-def test_log_writes_each_attempt_to_stderr(notebook):
-    ran = notebook.run("%%arrea --log\ntrue")
-    assert ran.error is None
-    until(lambda: "succeeded" in (ran.stderr + notebook.capsys.readouterr().err))
+def test_log_logs_each_attempt(notebook, caplog):
+    caplog.set_level("INFO", "arrea_nb")
+    notebook.run("%%arrea --log\ntrue")
+    until(lambda: "[0] true: succeeded" in caplog.text)
+    assert "[0] true: attempt 1 started" in caplog.text
 
 
 def test_the_leaders_defaults_hold_and_can_be_configured(notebook):
@@ -496,7 +497,7 @@ def test_a_last_unfinished_line_is_found_too(notebook, shell, body):
 
 def test_an_unfinished_heredoc_is_not_finished_by_another_block(notebook):
     ran = notebook.run("%%arrea --blocks\ncat <<EOF\na\n\ncat <<EOF\nb\nEOF\n")
-    assert ran.shown.startswith("UsageError: lines 2-3: unfinished: cat <<EOF... ")
+    assert ran.shown.startswith("UsageError: lines 2-3: unfinished: cat <<EOF...; with --blocks")
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -772,11 +773,11 @@ WRONG_CELLS = {
     ),
     "commands on the line": (
         "%%arrea make -C a\ntrue",
-        "%%arrea: no option -C; %%arrea? lists those there are",
+        "%%arrea: did not expect make -C a here; commands go into the lines below",
     ),
     "a word on the line": (
         "%%arrea make all\ntrue",
-        "%%arrea: expected only options here, got make all; commands go into the lines below",
+        "%%arrea: did not expect make all here; commands go into the lines below",
     ),
     "an open quote on the line": (
         "%%arrea --name 'x\ntrue",
@@ -874,6 +875,10 @@ WRONG_CELLS = {
         "%%arrea\ntrue\necho a \\",
         "line 3: it ends in \\, but no line follows that could continue it",
     ),
+    "a backslash before a blank line": (
+        "%%arrea\necho a \\\n\ntrue",
+        "line 2: it ends in \\, but no line follows that could continue it",
+    ),
     "no such verb": (
         "%arrea stop",
         "%arrea: argument verb: expected show, wait, cancel or log, got 'stop'; %arrea? lists the options",
@@ -882,9 +887,12 @@ WRONG_CELLS = {
     "no such batch": ("%arrea wait zzzz", "%arrea wait: no batch zzzz; there are: none"),
     "too many words": (
         "%arrea show a b",
-        "%arrea: expected only options here, got b; commands go into a cell: %%arrea",
+        "%arrea: did not expect b here; commands go into a cell: %%arrea",
     ),
-    "options of the cell on the line": ("%arrea -w 4", "%arrea: no option -w; %arrea? lists those there are"),
+    "options of the cell on the line": (
+        "%arrea -w 4",
+        "%arrea takes no options; a batch is a cell: %%arrea -w 4",
+    ),
 }
 
 
@@ -972,12 +980,20 @@ def send(client, code, cell=None):
     return message["header"]["msg_id"]
 
 
-def received(client, request, kind):
-    """Waits for a message of this kind, sent on account of this request."""
-    while True:
+def shown(client, request):
+    """Waits for the end of a cell; hands back the text of its streams, and its error if there was one."""
+    text, error, idle = "", None, False
+    while not idle:
         message = client.get_iopub_msg(timeout=PATIENCE)
-        if message["parent_header"].get("msg_id") == request and message["msg_type"] == kind:
-            return message["content"]
+        if message["parent_header"].get("msg_id") != request:
+            continue
+        kind, content = message["msg_type"], message["content"]
+        text += content["text"] if kind == "stream" else ""
+        error = content if kind == "error" else error
+        idle = kind == "status" and content["execution_state"] == "idle"
+    while client.get_shell_msg(timeout=PATIENCE)["parent_header"]["msg_id"] != request:
+        pass
+    return text, error
 
 
 def test_the_stop_button_of_a_kernel_ends_the_cell_with_keyboard_interrupt(kernel, tmp_path):
@@ -986,18 +1002,17 @@ def test_the_stop_button_of_a_kernel_ends_the_cell_with_keyboard_interrupt(kerne
     request = send(client, f"%%arrea -t 0\ntouch {tmp_path}/started; sleep 60")
     until((tmp_path / "started").exists)
     manager.interrupt_kernel()
-    shown = received(client, request, "error")
-    assert shown["ename"] == "KeyboardInterrupt"
-    assert shown["traceback"] == ["KeyboardInterrupt: 1 cancelled. Batch: _arrea"]
-    after = send(client, "print(_arrea.state)")
-    assert received(client, after, "stream")["text"] == "cancelled\n"
+    _, error = shown(client, request)
+    assert error["ename"] == "KeyboardInterrupt"
+    assert error["traceback"] == ["KeyboardInterrupt: 1 cancelled. Batch: _arrea"]
+    assert shown(client, send(client, "print(_arrea.state)")) == ("cancelled\n", None)
 
 
 def test_a_kernel_knows_the_cell_by_the_id_of_the_front_end(kernel):
     _, client = kernel
     send(client, "%load_ext arrea_nb")
     send(client, "%%arrea --bg -t 0\nsleep 60", "a")
-    other = send(client, "%%arrea --bg -t 0\nsleep 61", "b")
-    again = send(client, "%%arrea --no-raise\ntrue", "a")
-    assert "still runs: %arrea cancel" in received(client, again, "stream")["text"]
-    assert other != again
+    other, _ = shown(client, send(client, "%%arrea --bg -t 0\nsleep 61", "b"))
+    again, _ = shown(client, send(client, "%%arrea --no-raise\ntrue", "a"))
+    assert "still runs" not in other
+    assert "from this cell still runs: %arrea cancel" in again

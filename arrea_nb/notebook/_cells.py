@@ -86,14 +86,19 @@ def parsed_line(magic: Any, line: str) -> argparse.Namespace:
     """The options on the magic's own line; UsageError for what is none."""
     title = magic.parser.prog
     try:
-        options, rest = magic.parser.parse_known_args(shlex.split(line))
+        words = shlex.split(line)
+        if title == "arrea" and any(word.startswith("-") for word in words):
+            raise UsageError(f"%arrea takes no options; a batch is a cell: %%arrea {line}")
+        options, rest = magic.parser.parse_known_args(words)
+    except UsageError:
+        raise
     except (error.UsageError, ValueError) as problem:
         raise UsageError(f"%{title}: {problem}; %{title}? lists the options") from None
     if rest and rest[0].startswith("-"):
         raise UsageError(f"%{title}: no option {rest[0]}; %{title}? lists those there are")
     if rest:
         hint = "commands go into the lines below" if title == "%arrea" else "commands go into a cell: %%arrea"
-        raise UsageError(f"%{title}: expected only options here, got {shlex.join(rest)}; {hint}")
+        raise UsageError(f"%{title}: did not expect {shlex.join(rest)} here; {hint}")
     return options  # type: ignore[no-any-return]
 
 
@@ -121,7 +126,7 @@ def shell_lines(body: str) -> list[CellCommand]:
         if _is_idle(lines[at][1]):
             at += 1
             continue
-        while _is_continued(lines[at][1]) and at + 1 < len(lines):
+        while _is_continued(lines[at][1]) and at + 1 < len(lines) and lines[at + 1][1].strip():
             at += 1
         commands.append(_command(lines[first : at + 1]))
         at += 1
@@ -143,7 +148,7 @@ def shell_blocks(body: str) -> list[CellCommand]:
 
 def _numbered(body: str) -> Iterator[tuple[int, str]]:
     # Not splitlines(): a form feed or U+2028 is no line end to a shell.
-    for number, line in enumerate(body.split("\n"), start=2):
+    for number, line in enumerate(body.removesuffix("\n").split("\n"), start=2):
         yield number, line.removesuffix("\r")
 
 
@@ -305,7 +310,7 @@ def statements(body: str, shell: InteractiveShell) -> list[Statement]:
         CellSyntaxError: If it is not Python; nothing has run then.
     """
     source = "\n" + body  # so that line numbers are those of the cell
-    name = shell.compile.cache(source, shell.execution_count)
+    name = shell.compile.cache(source, shell.displayhook.prompt_count)
     flags = shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
     try:
         tree = compile(source, name, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)

@@ -1,0 +1,149 @@
+"""A batch in a terminal: drawn by rich while it runs; plain lines where the output is no terminal.
+
+Guarantees: nothing is drawn in the first moment, so that a batch that nobody waits for leaves the prompt
+alone. `close` takes the drawing away, for the summary to take its place. sys.stdout and sys.stderr are not
+redirected: what jobs print goes to them, and what others print appears above the drawing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from arrea_nb._job import Batch, Job
+from arrea_nb.events import JobState
+from arrea_nb.notebook import _summary
+
+FRAME_INTERVAL = 0.1
+"""Seconds from one drawing to the next, at the least, and to the first."""
+_TICK = 1.0  # while a job runs its elapsed time is drawn so often, in seconds
+_COLOURS = {
+    JobState.RUNNING: "cyan",
+    JobState.WAITING: "cyan",
+    JobState.SUCCEEDED: "green",
+    JobState.FAILED: "red",
+    JobState.TIMED_OUT: "yellow",
+    JobState.CANCELLED: "magenta",
+}
+# What a reader wants to see when there is not room for all.
+_FIRST = (JobState.RUNNING, JobState.FAILED, JobState.TIMED_OUT, JobState.WAITING)
+
+
+class ConsoleView:
+    """Draws a batch.
+
+    Args:
+        batch: What to show.
+        stream: Where to; rich asks it whether it is a terminal.
+    """
+
+    def __init__(self, batch: Batch, stream: TextIO) -> None:
+        self._batch = batch
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        # Guards _live and _closed: the presenter draws, the main thread closes.
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._closed = False
+        self._next: float | None = None
+        self._told: set[int] = set()
+
+    def step(self, now: float, take: Callable[[], set[int]]) -> float | None:
+        """Draws if something changed. Returns when it wants to be called again, in monotonic time."""
+        if self._next is None:
+            self._next = now + FRAME_INTERVAL
+        if now < self._next:
+            return self._next
+        take()
+        self._next = now + FRAME_INTERVAL
+        with self._lock:
+            if self._closed:
+                return None
+            if not self._console.is_terminal:
+                self._tell()
+                return None
+            if self._live is None:
+                self._live = Live(
+                    console=self._console,
+                    auto_refresh=False,
+                    transient=True,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
+                )
+                self._live.start()
+            self._live.update(self.drawing(), refresh=True)
+        running = self._batch.counts[JobState.RUNNING]
+        return now + _TICK if running else None
+
+    def close(self) -> None:
+        """Takes the drawing away; more than once is fine."""
+        with self._lock:
+            if not self._closed and not self._console.is_terminal:
+                self._tell()
+            self._closed = True
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+
+    def drawing(self) -> Group:
+        """The batch as it is now, in as many lines as the terminal has."""
+        batch = self._batch
+        room = max(3, self._console.height - 4)
+        jobs = batch.jobs
+        if len(jobs) > room:
+            ranked = sorted(jobs, key=lambda job: (_rank(job), job.index))[:room]
+            jobs = tuple(sorted(ranked, key=lambda job: job.index))
+        table = Table.grid(padding=(0, 1), expand=False)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, justify="right")
+        table.add_column(no_wrap=True, max_width=max(20, self._console.width // 2))
+        table.add_column(width=12)
+        table.add_column(no_wrap=True, justify="right")
+        table.add_column(no_wrap=True, overflow="ellipsis")
+        for job in jobs:
+            table.add_row(*self._cells(job))
+        head = Text(_summary.headline(batch), style="bold")
+        limit = "no limit" if batch.timeout is None else f"{_summary.seconds(batch.timeout)} each"
+        head.append(f"  {batch.workers} at once · {limit}", style="dim")
+        head.append(f"  {_summary.seconds(batch.elapsed)}", style="dim")
+        left = len(batch) - len(jobs)
+        foot = [Text(f"… and {left:,} more jobs", style="dim")] if left else []
+        return Group(head, table, *foot)
+
+    def _cells(self, job: Job) -> tuple[Text | ProgressBar, ...]:
+        colour = _COLOURS.get(job.state, "dim")
+        elapsed = job.elapsed
+        bar: Text | ProgressBar = Text("")
+        if job.state is JobState.RUNNING and job.progress is not None:
+            bar = ProgressBar(total=1.0, completed=job.progress, width=12)
+        last = _summary.why(job)
+        if not last:
+            lines = job.tail(1).split("\r")
+            last = _summary.one_line(job.message or lines[-1])
+        return (
+            Text(_summary.SHAPES[job.state], style=colour),
+            Text(f"[{job.index}]"),
+            Text(_summary.one_line(job.name)),
+            bar,
+            Text("" if elapsed is None else _summary.seconds(elapsed), style="dim"),
+            Text(last, style="dim"),
+        )
+
+    def _tell(self) -> None:
+        """One line for each job that ended since the last call."""
+        for job in self._batch.jobs:
+            if job.state.ended and job.index not in self._told:
+                self._told.add(job.index)
+                reason = _summary.why(job)
+                told = f"{_summary.state_name(job.state)}  [{job.index}] {_summary.one_line(job.name)}"
+                self._console.print(Text(f"{told}: {reason}" if reason else told), soft_wrap=True)
+
+
+def _rank(job: Job) -> int:
+    return _FIRST.index(job.state) if job.state in _FIRST else len(_FIRST) + int(job.state.ended)

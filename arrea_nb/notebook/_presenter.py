@@ -1,0 +1,406 @@
+"""The presenter: the only one who knows both the Leader and the views.
+
+    Leader.show ──▶ Presenter.show ──▶ a stage: the batch, its watch, its live or console view
+                                         │
+    marks, clicks ──▶ bell ──▶ the one thread ──▶ stage.step ──▶ at most ten frames a second
+
+Guarantees: one thread, "arrea-presenter", shows all batches; it is asleep until something changed, and ends
+when there is nothing left to show. One that dies of a bug is replaced, and a view that has a bug is left
+alone from then on, while its summary still comes. What is shown goes to the cell that showed it: each
+view's frames are sent in a copy of that cell's context.
+
+At the end the live view leaves and the summary takes its place, as a new output. Whoever comes first does
+that, exactly once for each display: the main thread (`View.finish`, or `waited`), while the cell lasts; the
+presenter's thread after it. A front end without a browser (nbclient, nbval) does not take outputs of cells
+that are over: there, the first `wait()` or `results()` in a later cell shows the summary.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import sys
+import threading
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from IPython.display import publish_display_data
+
+from arrea_nb._job import Batch
+from arrea_nb._leader import Leader
+from arrea_nb.notebook import _summary
+from arrea_nb.notebook._console import ConsoleView
+from arrea_nb.notebook._live import LiveView
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from arrea_nb._broadcast import Watch
+
+_log = logging.getLogger("arrea_nb")
+_publish = cast("Callable[..., None]", publish_display_data)
+_VIEW = "application/vnd.jupyter.widget-view+json"
+# So many batches that are over keep their model, so that a page that is loaded again still shows their end.
+_KEPT = 20
+
+
+class View(Protocol):
+    """One display of a batch."""
+
+    def finish(self) -> None:
+        """The live part leaves and the summary takes its place; more than once is fine."""
+
+
+class Presenter:
+    """Shows batches in one shell.
+
+    Args:
+        shell: The IPython shell whose cells batches are shown in.
+
+    Example:
+        >>> presenter = Presenter(get_ipython())                    # doctest: +SKIP
+        >>> leader.show_with(presenter.show, presenter.widget, presenter.waited)    # doctest: +SKIP
+    """
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self._shell = shell
+        self._browser = hasattr(shell, "kernel")
+        # We are made by %load_ext, which is in a cell.
+        self._in_cell = True
+        # Guards _stages and _thread. Never held while a view is drawn or user code runs.
+        self._lock = threading.Lock()
+        self._stages: OrderedDict[str, Stage] = OrderedDict()
+        self._thread: threading.Thread | None = None
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._closed = False
+        shell.events.register("pre_run_cell", self._cell_begins)
+        shell.events.register("post_run_cell", self._cell_ends)
+
+    def show(self, batch: Batch) -> View:
+        """Shows a batch in the cell that runs: its summary if it is over, else a live view."""
+        showing = Showing(batch, bound=self._bound())
+        if batch.done():
+            showing.finish()
+            known = self._stages.get(batch.id)
+            if known is not None:
+                known.stored = True
+            return showing
+        stage = self._stage(batch)
+        showing.begin(stage)
+        stage.showings = (*stage.showings, showing)
+        self._wake()
+        return showing
+
+    def widget(self, batch: Batch) -> LiveView:
+        """The live view of a batch, to place in a layout of one's own."""
+        stage = self._stage(batch)
+        live = stage.live()
+        self._wake()
+        return live
+
+    def waited(self, batch: Batch) -> None:
+        """Somebody waited for this batch and it is over: shows its summary here, if it was not stored yet."""
+        stage = self._stages.get(batch.id)
+        if stage is None or not self._bound():
+            return
+        for showing in stage.showings:
+            if showing.bound:
+                showing.finish()
+        if stage.showings and not stage.stored:
+            stage.stored = True
+            publish_summary(batch)
+
+    def close(self) -> None:
+        """Ends all views and lets go of the shell; more than once is fine."""
+        if self._closed:
+            return
+        self._closed = True
+        self._shell.events.unregister("pre_run_cell", self._cell_begins)
+        self._shell.events.unregister("post_run_cell", self._cell_ends)
+        with self._lock:
+            stages = list(self._stages.values())
+            self._stages.clear()
+            thread = self._thread
+        self._bell.put(None)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(2.0)
+        for stage in stages:
+            for showing in stage.showings:
+                showing.finish()
+            stage.close()
+
+    # Cells
+
+    def _cell_begins(self, *_: object) -> None:
+        self._in_cell = True
+
+    def _cell_ends(self, *_: object) -> None:
+        self._in_cell = False
+        for stage in list(self._stages.values()):
+            for showing in stage.showings:
+                showing.leave_cell()
+        self._wake()
+
+    def _bound(self) -> bool:
+        """Whether what is shown now belongs to the cell that runs."""
+        return self._in_cell and threading.current_thread() is threading.main_thread()
+
+    # Stages
+
+    def _stage(self, batch: Batch) -> Stage:
+        with self._lock:
+            stage = self._stages.get(batch.id)
+        if stage is not None:
+            return stage
+        made = Stage(batch, self._bell, self._wake, self.show, browser=self._browser)
+        with self._lock:
+            stage = self._stages.setdefault(batch.id, made)
+            over = [one for one in self._stages.values() if one is not stage and not one.wanted]
+            old = over[: max(0, len(over) - _KEPT)]
+            for one in old:
+                del self._stages[one.batch.id]
+        for one in old if stage is made else [*old, made]:
+            one.close()
+        return stage
+
+    # The thread
+
+    def _wake(self) -> None:
+        """Has every stage looked at soon; starts the thread if it is not there."""
+        with self._lock:
+            if self._thread is not None:
+                self._bell.put(None)
+            elif not self._closed and any(one.wanted for one in self._stages.values()):
+                self._start()
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, daemon=True, name="arrea-presenter")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._lock:
+                    stages = [one for one in self._stages.values() if one.wanted]
+                    if not stages or self._closed:
+                        self._thread = None
+                        return
+                now = time.monotonic()
+                plans = [plan for one in stages if (plan := one.step(now)) is not None]
+                if any(not one.wanted for one in stages):
+                    continue
+                self._sleep(min(plans, default=None))
+        except BaseException:  # noqa: BLE001 - whatever it was, the batches are shown on
+            _log.exception("the presenter's thread died of a bug; another takes its place")
+            with self._lock:
+                self._thread = None
+                if not self._closed:
+                    self._start()
+
+    def _sleep(self, until: float | None) -> None:
+        """Until the bell rings, or a stage's next frame is due."""
+        try:
+            self._bell.get(timeout=None if until is None else max(0.0, until - time.monotonic()))
+            while True:  # one look is enough for however many rang
+                self._bell.get_nowait()
+        except Empty:
+            return
+
+
+class Showing:
+    """One display of a batch: first its live view, in the end its summary.
+
+    Attributes:
+        bound: It belongs to a cell that still runs, whose main thread will finish it.
+    """
+
+    def __init__(self, batch: Batch, *, bound: bool) -> None:
+        self.bound = bound
+        self._batch = batch
+        self._stage: Stage | None = None
+        self._display_id: str | None = None
+        self._context = contextvars.copy_context()
+        # Guards _finished, and is held until the summary is out, so that after `finish` it is.
+        self._lock = threading.RLock()
+        self._finished = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether the summary has taken its place."""
+        return self._finished
+
+    def begin(self, stage: Stage) -> None:
+        """Shows the live view."""
+        self._stage = stage
+        if not stage.browser:
+            stage.console()
+            return
+        self._display_id = uuid.uuid4().hex
+        reference = {"version_major": 2, "version_minor": 0, "model_id": stage.live().model_id}
+        # Without text/plain: a strict nbval would compare it, and it is not what stays.
+        _publish({_VIEW: reference}, transient={"display_id": self._display_id})
+
+    def leave_cell(self) -> None:
+        """Its cell is over. If the batch still runs, what stays there is a text that stays true."""
+        if not self.bound:
+            return
+        self.bound = False
+        if self._finished or self._stage is None:
+            return
+        self._stage.close_console()
+        promise = _summary.started(self._batch)
+        _publish({"text/plain": promise})
+
+    def finish(self) -> None:
+        """Shows the summary in the cell that runs here."""
+        with leader_of(self._batch).uninterrupted(), self._lock:
+            if self._finished:
+                return
+            self._finished = True
+            stage = self._stage
+            if stage is not None:
+                stage.close_console()
+            if self._display_id is not None:
+                # Nothing at all: so no empty line is left where the view was.
+                _publish({}, transient={"display_id": self._display_id}, update=True)
+            if stage is None or self.bound or not stage.stored:
+                publish_summary(self._batch)
+            if stage is not None:
+                stage.stored = stage.stored or self.bound or stage.greeted
+                stage.wake()
+
+    def finish_later(self) -> None:
+        """Shows the summary in the cell that it was shown in, from another thread."""
+        self._context.run(self.finish)
+
+
+class Stage:
+    """A batch that is shown, however often: its watch, and its live or console view.
+
+    Attributes:
+        stored: The summary is where it stays.
+        wake: Has the presenter look at it soon.
+        browser: There are comms, and perhaps a browser at their other end.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        bell: SimpleQueue[None],
+        wake: Callable[[], None],
+        show: Callable[[Batch], View],
+        *,
+        browser: bool,
+    ) -> None:
+        self.batch = batch
+        self.browser = browser
+        self.showings: tuple[Showing, ...] = ()
+        self.stored = False
+        self._leader = leader_of(batch)
+        self.wake = wake
+        self._show = show
+        self._context = contextvars.copy_context()
+        self._live: LiveView | None = None
+        self._console: ConsoleView | None = None
+        self._broken = False
+        self._watch: Watch | None = self._leader.watch(batch)
+        # One thread listens to all batches, so all marks ring the presenter's bell.
+        self._watch._bell = bell  # noqa: SLF001 - until Leader.watch takes a bell
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the presenter's thread has something to do for it, now or later."""
+        if any(not one.finished for one in self.showings):
+            return True
+        return self._live is not None and not self._broken and not self._live.settled
+
+    @property
+    def greeted(self) -> bool:
+        """Whether a browser shows it."""
+        return self._live is not None and self._live.greeted
+
+    def live(self) -> LiveView:
+        """Its live view, made when it is first asked for."""
+        if self._live is None:
+            verbs: Mapping[str, Callable[[Mapping[str, Any]], object]] = {
+                "cancel": lambda asked: self.batch[_whole(asked, "job")].cancel(),
+                "cancel_all": lambda _: self.batch.cancel(),
+                "retry_failed": lambda _: self._show(self.batch.retry_failed()),
+                "set_workers": lambda asked: self._leader.set_workers(
+                    self.batch.id, _whole(asked, "workers")
+                ),
+            }
+            self._live = LiveView(self.batch, verbs, self.wake)
+        return self._live
+
+    def console(self) -> None:
+        """Draws it in the terminal from now on."""
+        if self._console is None:
+            self._console = ConsoleView(self.batch, sys.stdout)
+
+    def close_console(self) -> None:
+        """Takes the drawing in the terminal away."""
+        console, self._console = self._console, None
+        if console is not None:
+            console.close()
+
+    def step(self, now: float) -> float | None:
+        """Draws what changed, and ends displays that are over. Returns when it wants to be called again."""
+        plan = None
+        if not self._broken:
+            try:
+                plan = self._context.run(self._draw, now)
+            except BaseException as bug:
+                self._broken = True
+                if not isinstance(bug, Exception):
+                    raise
+                _log.exception("the view of batch %s has a bug and stops", self.batch.id[:8])
+        if self.batch.done():
+            for showing in self.showings:
+                if not showing.bound and not showing.finished:
+                    showing.finish_later()
+            if self._live is None or self._live.settled or self._broken:
+                self._unwatch()
+        return plan
+
+    def close(self) -> None:
+        """Lets go of the batch and of the model in the browser."""
+        self._unwatch()
+        self.close_console()
+        if self._live is not None:
+            self._live.close()
+
+    def _draw(self, now: float) -> float | None:
+        if self._live is not None:
+            return self._live.step(now, self._take)
+        console = self._console
+        return None if console is None else console.step(now, self._take)
+
+    def _take(self) -> set[int]:
+        return set() if self._watch is None else self._watch.take()
+
+    def _unwatch(self) -> None:
+        watch, self._watch = self._watch, None
+        if watch is not None:
+            watch.close()
+
+
+def publish_summary(batch: Batch) -> None:
+    """Shows the summary of a batch as an output of the cell that runs here."""
+    _publish({"text/html": _summary.html(batch), "text/plain": _summary.text(batch)})
+
+
+def leader_of(batch: Batch) -> Leader:
+    """The Leader of a batch: not always the kernel's own."""
+    return cast(Leader, batch._host)  # noqa: SLF001 - Batch shows its users no Leader
+
+
+def _whole(asked: Mapping[str, Any], key: str) -> int:
+    value = asked.get(key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{key}: expected a whole number, got {value!r}")
+    return value
