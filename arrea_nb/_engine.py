@@ -10,6 +10,7 @@ is the only way in, except for the workers' `report`, which is the hot path and 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -81,35 +82,43 @@ class Engine:
         """Waits for the end of a batch or of one job. A callable gives up its place meanwhile."""
         self._check_usable(closed=True)
         latch: SimpleQueue[Any] = SimpleQueue()
-        reporter = running.get()
-        worker: Worker | None = getattr(reporter, "worker", None)
-        if worker is not None and (worker.ident != threading.get_ident() or worker.lost):
-            worker = None
-        waiter = None
         target = batch if job is None else job
         with self._lock, self._section:
             if _has_ended(target):
                 return True
             target.latches += (latch,)
-            if worker is not None and worker.job is not None and worker.open:
-                waiter = worker.job
-                worker.latch = latch
-                self._ledger.give_place(waiter)
-                self._hire()
         try:
-            latch.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-        except Empty:
-            pass
+            with self.away(latch), contextlib.suppress(Empty):
+                latch.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
         finally:
             with self._lock, self._section:
                 target.latches = tuple(one for one in target.latches if one is not latch)
-                if waiter is not None and worker is not None:
-                    bell = None if worker.lost else self._ledger.want_place(waiter)
-                    worker.latch = bell
-            if waiter is not None and worker is not None and bell is not None:
+        return _has_ended(target)
+
+    @contextmanager
+    def away(self, latch: Latch) -> Iterator[None]:
+        """Around a wait for a batch: a callable gives up its place meanwhile, and its stop rings `latch`."""
+        worker: Worker | None = getattr(running.get(), "worker", None)
+        if worker is None or worker.ident != threading.get_ident():
+            yield  # not a callable, or a thread of its own, which has no place
+            return
+        with self._lock, self._section:
+            job = worker.job
+            left = job is not None and worker.open and self._ledger.give_place(job)
+            if left:
+                worker.latch = latch
+                self._hire()
+        if not left or job is None:
+            yield
+            return
+        try:
+            yield
+        finally:
+            with self._lock, self._section:
+                worker.latch = bell = None if worker.lost else self._ledger.want_place(job)
+            if bell is not None:
                 bell.get()  # also rung by a stop
                 worker.latch = None
-        return _has_ended(target)
 
     def add_latch(self, batch: BatchRecord, latch: Latch, *, each_job: bool = False) -> bool:
         """Lets `latch` know of the end, or of each job's end. Returns whether it has ended already."""

@@ -8,9 +8,11 @@ is for an event, is woken by an interrupt, and leaves the batch alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
 from itertools import islice
@@ -199,6 +201,8 @@ class Host(Protocol):
     def stop(self, batch: BatchRecord, job: int | None = None, *, interrupted: bool = False) -> None: ...
 
     def await_end(self, batch: BatchRecord, job: JobRecord | None, timeout: float | None) -> bool: ...
+
+    def away(self, latch: Latch) -> AbstractContextManager[None]: ...
 
     def add_latch(self, batch: BatchRecord, latch: Latch, *, each_job: bool = False) -> bool: ...
 
@@ -690,7 +694,8 @@ class Batch(Sequence[Job]):
             while left:
                 rest = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
-                    at = latch.get(timeout=rest)
+                    with self._host.away(latch):
+                        at = latch.get(timeout=rest)
                 except Empty:
                     raise TimeoutError(
                         f"{left} of {len(jobs)} jobs have not ended after {timeout:g} s; they go on"
@@ -779,11 +784,10 @@ class Batch(Sequence[Job]):
         latch = _LoopLatch()
         try:
             if not self._host.add_latch(self._record, latch):
-                while not latch.event.is_set():
-                    try:
-                        await asyncio.wait_for(latch.event.wait(), _AWAIT_STEP)
-                    except TimeoutError:
-                        continue
+                with self._host.away(latch):
+                    while not latch.event.is_set():
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(latch.event.wait(), _AWAIT_STEP)
         finally:
             self._host.drop_latch(self._record, latch)
         self._host.waited(self)

@@ -310,7 +310,6 @@ class Leader(Engine, SingletonConfigurable):
                     for event in self._ledger.replay(record, time.time()):
                         made.deliver(event)
                 if record is not None and record.end_clock is not None and record.counts:
-                    made.deliver(self._ledger._batch_ended(record, time.time()))  # noqa: SLF001
                     made.end()
                 else:
                     self._broadcast.add(made)

@@ -262,12 +262,15 @@ class Ledger:
                 self._end(job, rest, cancelled_error(rest), now, at)
         return live
 
-    def give_place(self, job: JobRecord) -> None:
-        """A callable waits for another batch: its place is free meanwhile."""
+    def give_place(self, job: JobRecord) -> bool:
+        """A callable waits for another batch: its place is free meanwhile. False: it was away already."""
+        if job.away:
+            return False
         job.away = True
         job.batch.running -= 1
         self.places -= 1
         self._offer(job.batch)
+        return True
 
     def want_place(self, job: JobRecord) -> SimpleQueue[None] | None:
         """It wants its place back. None: it had it, or is being stopped; else what tells it that it has."""

@@ -201,7 +201,7 @@ def test_c16_a_callback_that_hangs_costs_the_batch_nothing():
     subscription = arrea_nb.subscribe(callback, mailbox_size=10)
     batch = arrea_nb.execute([lambda: [print("line") for _ in range(100)]] * 5)
     assert batch.wait(timeout=LONG)
-    assert inside.is_set()
+    assert inside.wait(LONG)
     assert batch.state == "succeeded"
     dropped = subscription.dropped
     go.set()

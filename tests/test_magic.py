@@ -478,21 +478,22 @@ UNFINISHED = {
 }
 
 
-@pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("body", UNFINISHED.values(), ids=list(UNFINISHED))
-def test_an_unfinished_line_stops_the_cell_before_anything_starts(notebook, shell, body):
-    ran = notebook.run(f"%%arrea --shell {shell}\ntouch ran\n{body}\ntouch ran")
-    assert ran.shown.startswith(f"UsageError: line 3: unfinished: {body.splitlines()[0]}")
+def test_an_unfinished_line_stops_the_cell_before_anything_starts(notebook):
+    ran = notebook.run("%%arrea\ntouch ran\nfor i in 1 2; do\n  touch ran\ndone\n")
+    assert ran.shown.startswith("UsageError: line 3: unfinished: for i in 1 2; do (")
     assert "--blocks" in ran.shown
     assert (notebook.batch, os.path.exists("ran")) == (None, False)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize("body", UNFINISHED.values(), ids=list(UNFINISHED))
-def test_a_last_unfinished_line_is_found_too(notebook, shell, body):
-    first = body.splitlines()[0]
-    ran = notebook.run(f"%%arrea --shell {shell}\ntrue\n{first}")
-    assert ran.shown.startswith(f"UsageError: line 3: unfinished: {first}")
+def test_a_command_over_several_lines_is_found_at_its_first(shell, body):
+    commands = _cells.shell_lines(f"true\n{body}\ntrue")
+    with pytest.raises(_cells.UsageError, match=re.escape(f"line 3: unfinished: {body.splitlines()[0]}")):
+        _cells.refuse_unfinished(commands, shell, blocks=False)
+    with pytest.raises(_cells.UsageError, match="line 3: unfinished"):
+        _cells.refuse_unfinished(commands[:2], shell, blocks=False)
+    _cells.refuse_unfinished(_cells.shell_blocks(f"true\n\n{body}\n\ntrue"), shell, blocks=True)
 
 
 def test_an_unfinished_heredoc_is_not_finished_by_another_block(notebook):
@@ -510,8 +511,8 @@ def test_an_unfinished_heredoc_is_not_finished_by_another_block(notebook):
         "cat < /dev/null",
     ],
 )  # fmt: skip
-def test_a_complete_line_is_left_alone(notebook, shell, line):
-    assert notebook.run(f"%%arrea --shell {shell}\n{line}\n{line}").error is None
+def test_a_complete_line_is_left_alone(shell, line):
+    _cells.refuse_unfinished(_cells.shell_lines(f"{line}\n{line}"), shell, blocks=False)
 
 
 def test_a_line_that_is_wrong_but_not_unfinished_is_a_job_that_fails(notebook):
@@ -680,6 +681,7 @@ def test_an_interrupt_of_wait_leaves_the_batch_alone(notebook):
     stopper = interrupt_when(lambda: len(notebook.views) == 2)
     ran = notebook.run("%arrea wait")
     stopper.join(PATIENCE)
+    assert notebook.views[-1].finished_as == []
     assert ran.shown == f"KeyboardInterrupt: batch {batch.id[:4]} goes on"
     assert not batch.done()
     open("go", "w").close()

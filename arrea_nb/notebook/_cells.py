@@ -85,13 +85,10 @@ def variable(text: str) -> str:
 def parsed_line(magic: Any, line: str) -> argparse.Namespace:
     """The options on the magic's own line; UsageError for what is none."""
     title = magic.parser.prog
+    if title == "arrea" and line.startswith("-"):
+        raise UsageError(f"%arrea takes no options; a batch is a cell: %%arrea {line}")
     try:
-        words = shlex.split(line)
-        if title == "arrea" and any(word.startswith("-") for word in words):
-            raise UsageError(f"%arrea takes no options; a batch is a cell: %%arrea {line}")
-        options, rest = magic.parser.parse_known_args(words)
-    except UsageError:
-        raise
+        options, rest = magic.parser.parse_known_args(shlex.split(line))
     except (error.UsageError, ValueError) as problem:
         raise UsageError(f"%{title}: {problem}; %{title}? lists the options") from None
     if rest and rest[0].startswith("-"):

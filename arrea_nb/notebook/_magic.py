@@ -39,6 +39,7 @@ from arrea_nb.notebook._cells import (
     statements,
     variable,
 )
+from arrea_nb.notebook._presenter import Presenter
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -83,9 +84,10 @@ class _Origin:
 class ArreaMagics(Magics):
     """The two magics. One for a shell."""
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    def __init__(self, shell: InteractiveShell, presenter: Presenter) -> None:
         super().__init__(shell=shell)
         self._shell = shell
+        self._presenter = presenter
         self._origins: dict[str, _Origin] = {}
         self._before: tuple[tuple[type[BaseException], ...], Any] | None = None
 
@@ -195,7 +197,8 @@ class ArreaMagics(Magics):
         set_custom_exc((*before, BatchFailed, CellSyntaxError), report)
 
     def leave(self) -> None:
-        """Puts back what `report_failures` changed, unless somebody has changed it since."""
+        """Ends the views, and puts back what `report_failures` changed unless somebody has changed it since."""
+        self._presenter.close()
         if self._before is not None and BatchFailed in self._shell.custom_exceptions:
             self._shell.custom_exceptions, self._shell.CustomTB = self._before
         self._before = None
@@ -207,9 +210,8 @@ class ArreaMagics(Magics):
         except KeyboardInterrupt as interrupt:
             _shown_in_one_line(interrupt, f"batch {_short(leader, batch)} goes on")
             raise
-        finally:
-            if view is not None:
-                view.finish()
+        if view is not None:
+            view.finish()
         origin = self._origins.get(batch.id)
         if origin is None or origin.raises:
             latest = self._shell.user_ns.get("_arrea") is batch
@@ -390,16 +392,20 @@ def load(shell: InteractiveShell) -> None:
         leader.update_config(shell.config)
     configurables: list[Any] = shell.configurables
     configurables.append(leader)
-    magics = ArreaMagics(shell)
+    presenter = Presenter(shell)
+    leader.show_with(presenter.show, presenter.widget, presenter.waited)
+    magics = ArreaMagics(shell, presenter)
     shell.register_magics(magics)
     magics.report_failures()
 
 
 def unload(shell: InteractiveShell) -> None:
     """Undoes `load` and closes the Leader: running batches are cancelled. More than once is fine."""
-    _unregister(shell)
     if Leader.initialized():
-        Leader.instance().close()
+        leader = Leader.instance()
+        leader.close()
+        leader.show_with(None)
+    _unregister(shell)
 
 
 def _unregister(shell: InteractiveShell) -> None:

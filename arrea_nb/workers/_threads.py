@@ -15,10 +15,9 @@ import ctypes
 import logging
 import os
 import threading
-from queue import SimpleQueue
 from typing import Any
 
-from arrea_nb._job import Desk, JobRecord, Outcome
+from arrea_nb._job import Desk, JobRecord, Latch, Outcome
 from arrea_nb._section import Shelter
 from arrea_nb.errors import JobCrashed
 from arrea_nb.workers._python import StopJob, run_python
@@ -46,7 +45,7 @@ class Worker(Shelter):
         self.deadline: float | None = None  # of the callable it runs
         self.grace_ends: float | None = None
         self.cancel_task: Any = None  # stops the coroutine that it runs, thread-safe
-        self.latch: SimpleQueue[Any] | None = None  # what its callable waits on in one of our own waits
+        self.latch: Latch | None = None  # what its callable waits on in one of our own waits
         self.ident = 0
         self._wake: int | None = None
         self.thread = threading.Thread(target=self._work, daemon=True, name=f"arrea-worker-{number}")
