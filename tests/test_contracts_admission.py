@@ -202,18 +202,14 @@ def _by_await(batch):
     return asyncio.run(waits())
 
 
-# These two keep their place while they wait, which locks up: a bug that is reported, and known to hang.
-_keeps_its_place = pytest.mark.xfail(run=False, reason="as_completed and await do not give up their place")
-
-
 @pytest.mark.parametrize(
     "way",
     [
         _by_wait,
         _by_results,
         _by_result,
-        pytest.param(_by_as_completed, marks=_keeps_its_place),
-        pytest.param(_by_await, marks=_keeps_its_place),
+        _by_as_completed,
+        _by_await,
     ],
 )
 def test_c2_a_callable_that_waits_gives_up_its_place(way):

@@ -246,7 +246,7 @@ print(batch.id)
     )
     assert done.returncode == 0
     assert done.stderr == (
-        "arrea_nb: 2 jobs still ran at exit and were cancelled; batch.wait() would have waited for them\n"
+        "arrea_nb: 2 jobs had not ended at exit and were cancelled; wait() waits for them\n"
     )
     assert list(processes_with({"ARREA_BATCH_ID": done.stdout.strip()})) == []
 
@@ -286,10 +286,13 @@ def test_an_interrupt_ends_the_waiting_and_not_the_batch():
         if event.type == "custom_event":
             os.kill(os.getpid(), signal.SIGINT)
 
-    arrea_nb.subscribe(interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    def wait():
         arrea_nb.notify_event({"type": "now"})
         batch.wait(timeout=LONG)
+
+    arrea_nb.subscribe(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     assert not batch.done()
     go.set()
     assert batch.results(timeout=LONG) == [True]

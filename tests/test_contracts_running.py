@@ -270,7 +270,6 @@ def test_c7_our_own_waits_wake():
         assert inner.results(timeout=LONG) == [True]
 
 
-@pytest.mark.xfail(run=False, reason="as_completed is not woken: reported with the giving up of places")
 def test_c7_as_completed_wakes_too():
     go = threading.Event()
     with arrea_nb.Leader(grace=LONG) as leader:

@@ -105,7 +105,6 @@ def notebook(capsys, tmp_path, monkeypatch):
     for view in notebook.views:
         view.batch.cancel()
     shell.run_line_magic("unload_ext", "arrea_nb")
-    arrea_nb.Leader.views.show = arrea_nb.Leader.views.widget = arrea_nb.Leader.views.waited = None
     atexit.unregister(shell.atexit_operations)
     shell.atexit_operations()
     Shell.clear_instance()
@@ -731,6 +730,7 @@ def test_unloading_cancels_what_runs(notebook):
     notebook.run("%%arrea --bg -t 0\nsleep 60")
     notebook.run("%unload_ext arrea_nb")
     assert notebook.batch.state is JobState.CANCELLED
+    assert arrea_nb.Leader.views.show is None
 
 
 def test_an_error_handler_of_the_users_own_goes_on_working_and_comes_back(notebook):

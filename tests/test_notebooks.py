@@ -54,6 +54,7 @@ def test_nbval_accepts_a_notebook_as_it_is_saved(tmp_path):
         ("text/html", "sha256sum monday.csv", r"[0-9a-f]{64}  monday\.csv"),
         ("text/plain", "gzip --test --verbose wednesday.csv.gz", r"\| gzip: .*: unexpected end of file"),
     ],
+    ids=["text/html", "text/plain"],
 )
 def test_nbval_notices_that_the_output_of_one_command_was_deleted(representation, command, printed, tmp_path):
     notebook = nbformat.read(QUICKSTART, as_version=4)

@@ -197,7 +197,9 @@ class ArreaMagics(Magics):
         set_custom_exc((*before, BatchFailed, CellSyntaxError), report)
 
     def leave(self) -> None:
-        """Ends the views, and puts back what `report_failures` changed unless somebody has changed it since."""
+        """Ends the views, and puts back what `report_failures` changed, unless somebody changed it since."""
+        views = Leader.views
+        views.show = views.widget = views.waited = None
         self._presenter.close()
         if self._before is not None and BatchFailed in self._shell.custom_exceptions:
             self._shell.custom_exceptions, self._shell.CustomTB = self._before
@@ -349,7 +351,8 @@ def _logged(batch: Batch) -> list[str]:
     parts = []
     for job in batch.jobs:
         lines = job.output.splitlines()
-        parts.append(f"[{job.index}] {job.name}: {job.state.replace('_', ' ')}\n")
+        name = job.name.replace("\n", "\n    ")
+        parts.append(f"[{job.index}] {name}: {job.state.replace('_', ' ')}\n")
         if len(lines) > _LOG_LINES:
             parts.append(
                 f"    ... {len(lines) - _LOG_LINES} lines before these: batch[{job.index}].output has all\n"
@@ -402,9 +405,7 @@ def load(shell: InteractiveShell) -> None:
 def unload(shell: InteractiveShell) -> None:
     """Undoes `load` and closes the Leader: running batches are cancelled. More than once is fine."""
     if Leader.initialized():
-        leader = Leader.instance()
-        leader.close()
-        leader.show_with(None)
+        Leader.instance().close()
     _unregister(shell)
 
 

@@ -3,7 +3,7 @@ r"""The static picture of a batch: `html` and `text`, what a saved notebook keep
 Guarantees: pure functions of what a Batch shows, for any batch at any time, of bounded size. Nothing that a
 job prints or is named can do anything: terminal sequences are taken out, control characters and marks that
 turn the direction of text are written out (`\u202e`), everything is escaped. `text` has no times, ids or
-pids; `html` has times as `<span title="duration">…</span>` and nowhere else. The styles are inline, and
+pids; `html` has times as `<span title="duration" …>` and nowhere else. The styles are inline, and
 there is no script, style or svg element: front ends strip those from notebooks that they do not trust.
 """
 
@@ -186,7 +186,7 @@ def html(batch: Batch) -> str:
     failures = _failures(batch)
     parts = [
         '<div style="line-height: 1.5">',
-        f"<div><b>{escape(headline(batch))}</b>{_duration(batch.duration)}</div>",
+        f"<div><b>{escape(headline(batch))}</b> {_duration(batch.duration)}</div>",
         *(_html_failure(job, first=not at) for at, job in enumerate(failures[:MOST_FAILURES])),
     ]
     if len(failures) > MOST_FAILURES:
@@ -223,6 +223,8 @@ def _html_failure(job: Job, *, first: bool) -> str:
 def _html_job(job: Job, room: int) -> str:
     colour = _COLOURS.get(job.state, _GREY)
     words = [escape(state_name(job.state))]
+    if job.duration is not None:
+        words.append(_duration(job.duration))
     if job.attempt > 1:
         words.append(f"attempt {job.attempt}")
     reason = why(job)
@@ -240,7 +242,7 @@ def _html_job(job: Job, room: int) -> str:
     row = (
         f'<span style="color: {colour}">{SHAPES[job.state]}</span> [{job.index}] '
         f"<code><bdi>{escape(one_line(job.name))}</bdi></code> "
-        f'<span style="color: {_GREY}">{" · ".join(words)}</span>{_duration(job.duration)}'
+        f'<span style="color: {_GREY}">{" · ".join(words)}</span>'
     )
     if not blocks:
         # As far to the right as the triangle of the others puts them.
@@ -249,7 +251,9 @@ def _html_job(job: Job, room: int) -> str:
 
 
 def _duration(duration: float | None) -> str:
-    return "" if duration is None else f' · <span title="duration">{seconds(duration)}</span>'
+    if duration is None:
+        return ""
+    return f'<span title="duration" style="white-space: nowrap">{seconds(duration)}</span>'
 
 
 def _pre(lines: Iterable[str]) -> str:

@@ -53,22 +53,26 @@ class Worker(Shelter):
     def _work(self) -> None:
         self.ident = threading.get_ident()
         job: JobRecord | None = None
-        try:
-            job = self.desk.report(self, None, None)
-            while job is not None:
-                if job.command.kind == "python":
-                    job = run_python(self, job, self.desk)
-                else:
-                    job = self.desk.report(self, job, run_shell(self, job, self.desk))
-        except BaseException as error:  # noqa: BLE001 - C21: a bug of ours must not lose the job
-            _log.exception("a worker thread died of a bug; another takes its place")
-            crash = JobCrashed(f"its worker died of a bug in arrea_nb: {error!r}")
-            crash.__cause__ = error
-            lost = self.job
-            if lost is not None:
-                self.desk.report(self, lost, Outcome(None, crash))
-        finally:
-            self._close_wake()
+        outcome: Outcome | None = None
+        while True:
+            try:
+                job = self.desk.report(self, job, outcome)
+                outcome = None
+                while job is not None:
+                    if job.command.kind == "python":
+                        job = run_python(self, job, self.desk)
+                    else:
+                        job = self.desk.report(self, job, run_shell(self, job, self.desk))
+                break
+            except BaseException as error:  # noqa: BLE001 - C21: a bug of ours must not lose the job
+                _log.exception("a worker thread died of a bug; it begins anew")
+                if self.job is None or outcome is not None:
+                    break  # there is no job to be lost, or reporting that it crashed is what failed
+                job = self.job
+                crash = JobCrashed(f"its worker died of a bug in arrea_nb: {error!r}")
+                crash.__cause__ = error
+                outcome = Outcome(None, crash)
+        self._close_wake()
 
     # The slot; all of these are called under the Leader's lock
 

@@ -1,0 +1,238 @@
+"""The ledger by its verbs: no threads, no clock, no I/O."""
+
+import contextvars
+import random
+
+import pytest
+
+from arrea_nb._commands import BadCommand, PythonCall, ShellCommand
+from arrea_nb._job import BatchRecord, JobRecord, Outcome
+from arrea_nb._ledger import LEGAL, Ledger
+from arrea_nb._policy import Decision, Policy
+from arrea_nb.errors import InvalidCommandError, JobCancelled, JobTimeout
+from arrea_nb.events import BatchEnded, BatchStarted, JobEnded, JobStarted, JobState
+
+CANCELLED, SKIPPED, TIMED_OUT = JobState.CANCELLED, JobState.SKIPPED, JobState.TIMED_OUT
+
+
+def _batch(name, commands, *, workers=2, timeout=30.0):
+    batch = BatchRecord(name, name, Policy(), workers, timeout, contextvars.copy_context())
+    made = {
+        "p": lambda: PythonCall(int),
+        "s": lambda: ShellCommand(line="true"),
+        "b": lambda: BadCommand(InvalidCommandError("bad"), "bad"),
+    }
+    batch.jobs = [JobRecord(batch, at, made[kind](), None) for at, kind in enumerate(commands)]
+    batch.heard = True
+    return batch
+
+
+def _ledger(max_workers=100):
+    events = []
+    return Ledger(events.append, max_workers), events
+
+
+def _admitted(commands="ppp", *, max_workers=100, **options):
+    ledger, events = _ledger(max_workers)
+    batch = _batch("one", commands, **options)
+    ledger.admit(batch, 0.0)
+    return ledger, batch, events
+
+
+def _failed(step="continue", delay=0.0):
+    outcome = Outcome(None, ValueError("no"))
+    outcome.decision = Decision(step, delay)
+    return outcome
+
+
+def test_states_that_are_terminal_have_no_legal_move():
+    assert {state for state in JobState if not LEGAL[state]} == {state for state in JobState if state.ended}
+
+
+def test_an_empty_batch_has_succeeded():
+    _, batch, events = _admitted("")
+    assert (batch.state, batch.end_clock) == ("succeeded", 0.0)
+    assert [type(event) for event in events] == [BatchStarted, BatchEnded]
+
+
+def test_bad_commands_have_failed_at_once():
+    ledger, batch, events = _admitted("bp")
+    assert [job.state for job in batch.jobs] == ["failed", "queued"]
+    assert events[0].start_failures == (0,)
+    assert ledger.take(1.0, 1.0) is batch.jobs[1]
+
+
+def test_first_attempts_begin_in_the_order_given_and_no_more_than_workers():
+    ledger, batch, _ = _admitted("ppppp", workers=2)
+    assert [ledger.take(0.0, 0.0), ledger.take(0.0, 0.0)] == batch.jobs[:2]
+    assert ledger.take(0.0, 0.0) is None
+    ledger.ended(batch.jobs[0], Outcome(), 1.0, 1.0)
+    assert ledger.take(1.0, 1.0) is batch.jobs[2]
+    assert ledger.take(1.0, 1.0) is None
+
+
+def test_batches_take_turns_under_the_global_limit():
+    ledger, _ = _ledger(max_workers=1)
+    first, second = _batch("first", "ppp"), _batch("second", "ppp")
+    ledger.admit(first, 0.0)
+    ledger.admit(second, 0.0)
+    order = []
+    while (job := ledger.take(0.0, 0.0)) is not None:
+        order.append(job.batch.id)
+        assert ledger.take(0.0, 0.0) is None
+        ledger.ended(job, Outcome(), 0.0, 0.0)
+    assert order == ["first", "second"] * 3
+
+
+def test_a_shell_job_is_running_once_its_process_is():
+    ledger, batch, events = _admitted("s")
+    job = ledger.take(0.0, 0.0)
+    assert job.state == "queued"
+    ledger.started(job, 42, 1.0, 1.0)
+    assert (job.state, job.pid) == ("running", 42)
+    assert isinstance(events[-1], JobStarted)
+
+
+def test_an_illegal_move_raises_with_the_history_and_changes_nothing():
+    ledger, batch, events = _admitted("p")
+    job = ledger.take(0.0, 0.0)
+    ledger.ended(job, Outcome(), 1.0, 1.0)
+    heard, counts = list(events), dict(batch.counts)
+    with pytest.raises(AssertionError, match="illegal move of job 0 of batch one: succeeded to running"):
+        ledger.started(job, None, 2.0, 2.0)
+    assert (job.state, batch.counts, events) == ("succeeded", counts, heard)
+
+
+def test_a_retry_waits_for_its_delay_and_frees_its_place():
+    ledger, batch, _ = _admitted("pp", workers=1)
+    job = ledger.take(0.0, 0.0)
+    assert ledger.ended(job, _failed("retry", 5.0), 1.0, 1.0) == 6.0
+    assert (job.state, ledger.places) == ("waiting", 0)
+    other = ledger.take(1.0, 1.0)
+    assert other is batch.jobs[1]
+    ledger.ended(other, Outcome(), 2.0, 2.0)
+    assert ledger.due(5.9) == 6.0
+    assert ledger.take(5.9, 5.9) is None
+    assert ledger.due(6.0) is None
+    assert ledger.take(6.0, 6.0) is job
+    assert job.attempt == 2
+    ledger.ended(job, Outcome(value=7), 7.0, 7.0)
+    assert (job.state, job.value, job.error, batch.state) == ("succeeded", 7, None, "succeeded")
+    assert job.told is None
+
+
+def test_a_cancelled_retry_is_not_waited_for():
+    ledger, batch, _ = _admitted("p")
+    job = ledger.take(0.0, 0.0)
+    ledger.ended(job, _failed("retry", 60.0), 1.0, 1.0)
+    ledger.stop(job, CANCELLED, 2.0, 2.0, 2.0)
+    assert (job.state, job.told, batch.state) == ("cancelled", "cancelled", "cancelled")
+    assert ledger.due(3.0) is None
+
+
+def test_stop_skips_the_rest_and_abort_says_who_runs():
+    ledger, batch, _ = _admitted("pppp", workers=2)
+    first, second = ledger.take(0.0, 0.0), ledger.take(0.0, 0.0)
+    ledger.ended(first, _failed("stop"), 1.0, 1.0)
+    assert [job.state for job in batch.jobs] == ["failed", "running", "skipped", "skipped"]
+    assert ledger.halt(batch, CANCELLED, 2.0, 2.0) == [second]
+    ledger.ended(second, Outcome(), 3.0, 3.0)
+    assert (second.state, batch.state) == ("succeeded", "failed")
+
+
+def test_what_a_stopped_job_returns_changes_nothing():
+    for why, state, kind in ((TIMED_OUT, "timed_out", JobTimeout), (CANCELLED, "cancelled", JobCancelled)):
+        ledger, batch, _ = _admitted("p")
+        job = ledger.take(0.0, 0.0)
+        assert ledger.stop(job, why, 2.0, 1.0, 1.0) is True
+        assert ledger.stop(job, CANCELLED, 1.0, 1.0, 1.0) is False
+        assert job.grace == 1.0
+        ledger.ended(job, Outcome(value=5), 2.0, 2.0)
+        assert (job.state, job.value, type(job.error)) == (state, None, kind)
+
+
+def test_an_abandoned_job_frees_its_place_once():
+    ledger, batch, _ = _admitted("p", max_workers=1)
+    job = ledger.take(0.0, 0.0)
+    ledger.stop(job, TIMED_OUT, 0.0, 1.0, 1.0)
+    ledger.abandon(job, 1.0, 1.0)
+    assert (ledger.places, ledger.abandoned, job.abandoned, batch.state) == (0, 1, True, "failed")
+    ledger.stray_ended()
+    assert ledger.abandoned == 0
+
+
+def test_an_abandoned_job_that_had_given_up_its_place_gives_up_no_other():
+    ledger, batch, _ = _admitted("pp", max_workers=2)
+    job, other = ledger.take(0.0, 0.0), ledger.take(0.0, 0.0)
+    ledger.give_place(job)
+    ledger.stop(job, CANCELLED, 0.0, 1.0, 1.0)
+    ledger.abandon(job, 1.0, 1.0)
+    assert (ledger.places, batch.running) == (1, 1)
+    ledger.ended(other, Outcome(), 2.0, 2.0)
+    assert (ledger.places, batch.running) == (0, 0)
+
+
+def test_a_subscriber_that_comes_late_is_told_what_it_missed():
+    ledger, batch, _ = _admitted("ppp", workers=2)
+    first = ledger.take(0.0, 0.0)
+    ledger.take(0.0, 0.0)
+    ledger.ended(first, Outcome(), 1.0, 1.0)
+    assert [event.type for event in ledger.replay(batch, 2.0)] == [
+        "batch_started",
+        "job_ended",
+        "job_started",
+    ]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_whatever_happens_the_counters_add_up_and_every_job_ends_once(seed):
+    dice = random.Random(seed)
+    limit = dice.randint(1, 4)
+    ledger, events = _ledger(limit)
+    batches = [
+        _batch(str(at), dice.choices("psb", (5, 5, 1), k=dice.randint(0, 8)), workers=dice.randint(1, 3))
+        for at in range(3)
+    ]
+    for batch in batches:
+        ledger.admit(batch, 0.0)
+    held, now = [], 0.0
+    for step in range(10_000):
+        now += 1.0
+        if all(batch.end_clock is not None for batch in batches):
+            break
+        ledger.due(now)
+        verb = dice.choices(("take", "end", "stop", "halt"), (5, 5, 1, 0.1))[0]
+        if verb == "take" and (job := ledger.take(now, now)) is not None:
+            held.append(job)
+        elif verb == "end" and held:
+            job = held.pop(dice.randrange(len(held)))
+            if job.command.kind == "shell" and dice.random() < 0.8:
+                ledger.started(job, step, now, now)
+                outcome = dice.choice((Outcome(), _failed(), _failed("retry", 3.0), _failed("stop")))
+            elif job.command.kind == "shell":
+                outcome = Outcome(None, ValueError("no"))
+                outcome.could_not_start = True
+            else:
+                outcome = dice.choice((Outcome(), _failed(), _failed("retry", 3.0), _failed("stop")))
+            ledger.ended(job, outcome, now, now)
+        elif verb == "stop":
+            batch = dice.choice(batches)
+            if batch.jobs:
+                job = dice.choice(batch.jobs)
+                why = dice.choice((CANCELLED, TIMED_OUT)) if job.state == "running" else CANCELLED
+                ledger.stop(job, why, 1.0, now, now)
+        elif verb == "halt":
+            ledger.halt(dice.choice(batches), dice.choice((CANCELLED, SKIPPED)), now, now)
+        assert ledger.places == len(held) <= limit
+        for batch in batches:
+            assert batch.running <= batch.workers
+            assert sum(batch.counts.values()) == len(batch.jobs)
+    assert all(batch.end_clock is not None for batch in batches)
+    stats = ledger.stats
+    assert stats["started"] == stats["finished"] + stats["failed"] + stats["cancelled"]
+    for batch in batches:
+        mine = [event for event in events if event.batch_id == batch.id]
+        assert sorted(event.job for event in mine if isinstance(event, JobEnded)) == list(
+            range(len(batch.jobs))
+        )
+        assert [isinstance(event, BatchEnded) for event in mine].index(True) == len(mine) - 1
