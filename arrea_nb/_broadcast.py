@@ -18,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 from arrea_nb._job import BatchRecord
+from arrea_nb._section import take_from
 from arrea_nb.events import BatchEnded, CustomEvent, Event, JobOutput, JobProgress
 
 _log = logging.getLogger("arrea_nb")
@@ -70,7 +71,7 @@ class Subscription:
         if self._closed and self._queue.empty():
             raise StopIteration
         try:
-            event = self._queue.get(timeout=timeout)
+            event = take_from(self._queue, timeout)
         except Empty:
             raise TimeoutError(f"no event came within {timeout:g} s") from None
         if event is None:

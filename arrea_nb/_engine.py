@@ -27,7 +27,7 @@ from arrea_nb._broadcast import Broadcast, Subscription, Watch
 from arrea_nb._job import Batch, BatchRecord, Host, Job, JobRecord, Latch, Outcome
 from arrea_nb._ledger import Ledger
 from arrea_nb._progress import running
-from arrea_nb._section import Section
+from arrea_nb._section import Section, take_from
 from arrea_nb._timer import Timer
 from arrea_nb.errors import JobTimeout
 from arrea_nb.events import JobState
@@ -89,7 +89,7 @@ class Engine:
             target.latches += (latch,)
         try:
             with self.away(latch), contextlib.suppress(Empty):
-                latch.get(timeout=None if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+                take_from(latch, timeout)
         finally:
             with self._lock, self._section:
                 target.latches = tuple(one for one in target.latches if one is not latch)

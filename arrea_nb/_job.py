@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from arrea_nb._commands import BadCommand, Command, Kind
 from arrea_nb._policy import Decision, Policy
+from arrea_nb._section import take_from
 from arrea_nb.errors import ArreaError, BatchFailed, JobCancelled
 from arrea_nb.events import JobState
 
@@ -695,7 +696,7 @@ class Batch(Sequence[Job]):
                 rest = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
                     with self._host.away(latch):
-                        at = latch.get(timeout=rest)
+                        at = take_from(latch, rest)
                 except Empty:
                     raise TimeoutError(
                         f"{left} of {len(jobs)} jobs have not ended after {timeout:g} s; they go on"

@@ -15,12 +15,15 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
-_main_id = threading.main_thread().ident
+T = TypeVar("T")
+_LOOK_UP = 0.5  # seconds
 _get_ident = threading.get_ident
 
 
@@ -67,6 +70,30 @@ class HoldInterrupts:
                 if cls.noted:  # it came between reading and restoring
                     cls.noted = False
                     signal.raise_signal(signal.SIGINT)
+
+
+def take_from(queue: SimpleQueue[T], timeout: float | None) -> T:
+    """`queue.get(timeout=timeout)`, which an interrupt always ends.
+
+    A signal that arrives on the main thread between Python's last look and the moment the thread sleeps does
+    not wake it (measured: an interrupt came 30 s late). So the main thread, and no other, looks up now and
+    then.
+
+    Raises:
+        Empty: If nothing came by then.
+    """
+    if timeout is not None:
+        timeout = min(timeout, threading.TIMEOUT_MAX)
+    if _get_ident() != threading.main_thread().ident:
+        return queue.get(timeout=timeout)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        rest = _LOOK_UP if deadline is None else min(_LOOK_UP, max(0.0, deadline - time.monotonic()))
+        try:
+            return queue.get(timeout=rest)
+        except Empty:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise
 
 
 def _note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's arguments

@@ -233,16 +233,16 @@ WRONG = {
         lambda: execute(["true"], worker=4),
         T,
         (
-            "worker: no such option; expected one of workers, timeout, log, policy, max_commands, name, shell, "
-            "cwd, env"
+            "worker: no such option; expected one of workers, timeout, log, policy, max_commands, name, "
+            "shell, cwd, env"
         ),
     ),
     "an unknown option of run": (
         lambda: run(["true"], retries=1),
         T,
         (
-            "retries: no such option; expected one of workers, timeout, log, policy, max_commands, name, shell, "
-            "cwd, env"
+            "retries: no such option; expected one of workers, timeout, log, policy, max_commands, name, "
+            "shell, cwd, env"
         ),
     ),
     # Policies.
@@ -357,8 +357,8 @@ WRONG = {
         lambda: Leader(max_workers=0),
         TraitError,
         (
-            "The value of the 'max_workers' trait of a Leader instance should not be less than 1, but a value "
-            "of 0 was specified"
+            "The value of the 'max_workers' trait of a Leader instance should not be less than 1, but a "
+            "value of 0 was specified"
         ),
     ),
     "a Leader with a bad time": (

@@ -24,6 +24,8 @@ from arrea_nb.notebook import _summary
 FRAME_INTERVAL = 0.1
 """Seconds from one drawing to the next, at the least, and to the first."""
 _TICK = 1.0  # while a job runs its elapsed time is drawn so often, in seconds
+_BAR = 12
+_OTHERS = 1 + 6 + _BAR + 12 + 5  # shape, index, bar, time, and the gaps between the columns
 _COLOURS = {
     JobState.RUNNING: "cyan",
     JobState.WAITING: "cyan",
@@ -99,40 +101,39 @@ class ConsoleView:
         if len(jobs) > room:
             ranked = sorted(jobs, key=lambda job: (_rank(job), job.index))[:room]
             jobs = tuple(sorted(ranked, key=lambda job: job.index))
-        table = Table.grid(padding=(0, 1), expand=False)
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, max_width=max(20, self._console.width // 2))
-        table.add_column(width=12)
-        table.add_column(no_wrap=True, justify="right")
-        table.add_column(no_wrap=True, overflow="ellipsis")
+        # Texts are cut to size here: rich would take the room from the narrow columns as well.
+        name_room = max(10, self._console.width * 2 // 5)
+        last_room = max(0, self._console.width - name_room - _OTHERS)
+        table = Table.grid(padding=(0, 1))
+        for column in range(6):
+            table.add_column(no_wrap=True, justify="right" if column in {1, 4} else "left")
         for job in jobs:
-            table.add_row(*self._cells(job))
+            table.add_row(*self._cells(job, name_room, last_room))
         head = Text(_summary.headline(batch), style="bold")
-        limit = "no limit" if batch.timeout is None else f"{_summary.seconds(batch.timeout)} each"
-        head.append(f"  {batch.workers} at once · {limit}", style="dim")
+        head.append(f"  {_summary.limits(batch)}", style="dim")
         head.append(f"  {_summary.seconds(batch.elapsed)}", style="dim")
         left = len(batch) - len(jobs)
         foot = [Text(f"… and {left:,} more jobs", style="dim")] if left else []
         return Group(head, table, *foot)
 
-    def _cells(self, job: Job) -> tuple[Text | ProgressBar, ...]:
+    def _cells(self, job: Job, name_room: int, last_room: int) -> tuple[Text | ProgressBar, ...]:
         colour = _COLOURS.get(job.state, "dim")
         elapsed = job.elapsed
         bar: Text | ProgressBar = Text("")
         if job.state is JobState.RUNNING and job.progress is not None:
-            bar = ProgressBar(total=1.0, completed=job.progress, width=12)
-        last = _summary.why(job)
-        if not last:
-            lines = job.tail(1).split("\r")
-            last = _summary.one_line(job.message or lines[-1])
+            bar = ProgressBar(total=1.0, completed=job.progress, width=_BAR)
+        name = Text(_summary.one_line(job.name))
+        name.truncate(name_room, overflow="ellipsis")
+        said = _summary.why(job) or job.message or job.tail(1).rstrip("\r\n").rpartition("\r")[2]
+        last = Text(_summary.one_line(said), style="dim")
+        last.truncate(last_room, overflow="ellipsis")
         return (
             Text(_summary.SHAPES[job.state], style=colour),
             Text(f"[{job.index}]"),
-            Text(_summary.one_line(job.name)),
+            name,
             bar,
             Text("" if elapsed is None else _summary.seconds(elapsed), style="dim"),
-            Text(last, style="dim"),
+            last,
         )
 
     def _tell(self) -> None:

@@ -267,7 +267,8 @@ class Showing:
             if self._display_id is not None:
                 # Nothing at all: so no empty line is left where the view was.
                 _publish({}, transient={"display_id": self._display_id}, update=True)
-            if stage is None or self.bound or not stage.stored:
+            # In a terminal the cell that is over has made room for the prompt, which is left alone.
+            if stage is None or self.bound or (stage.browser and not stage.stored):
                 publish_summary(self._batch)
             if stage is not None:
                 stage.stored = stage.stored or self.bound or stage.greeted

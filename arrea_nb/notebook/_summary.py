@@ -111,8 +111,16 @@ def seconds(duration: float) -> str:
         return f"{duration:.1f} s"
     whole = round(duration)
     if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+        return _two(whole // 60, "min", whole % 60, "s")
+    return _two(whole // 3600, "h", whole % 3600 // 60, "min")
+
+
+def limits(batch: Batch) -> str:
+    """What holds for its jobs: `4 at once · 30 s each`."""
+    if batch.timeout is None:
+        return f"{batch.workers} at once · no time limit"
+    each = f"{batch.timeout:g} s" if batch.timeout < 60 else seconds(batch.timeout)
+    return f"{batch.workers} at once · {each} each"
 
 
 def state_name(state: JobState) -> str:
@@ -356,3 +364,7 @@ def _listed(batch: Batch) -> tuple[Sequence[Job], int]:
 def _written_out(found: re.Match[str]) -> str:
     code = ord(found[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def _two(large: int, unit: str, small: int, smaller_unit: str) -> str:
+    return f"{large} {unit} {small} {smaller_unit}" if small else f"{large} {unit}"

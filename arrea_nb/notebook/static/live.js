@@ -44,8 +44,9 @@ function oneLine(text) {
 function spoken(seconds, round = false) {
   if (seconds < 60) return (round || seconds >= 10 ? Math.floor(seconds) : seconds.toFixed(1)) + " s";
   const whole = Math.floor(seconds);
-  if (whole < 3600) return Math.floor(whole / 60) + " min " + (whole % 60) + " s";
-  return Math.floor(whole / 3600) + " h " + Math.floor((whole % 3600) / 60) + " min";
+  const parts = whole < 3600 ? [whole / 60, " min", whole % 60, " s"] : [whole / 3600, " h", (whole % 3600) / 60, " min"];
+  const [large, small] = [Math.floor(parts[0]), Math.floor(parts[2])];
+  return large + parts[1] + (small ? " " + small + parts[3] : "");
 }
 
 function element(tag, className, attributes = {}) {
@@ -313,18 +314,16 @@ class View {
     });
     this.wholeFill = element("div", "arrea-fill");
     this.whole.append(this.wholeFill);
-    this.atOnce = element("input", "arrea-at-once", { type: "number", min: "1", "aria-label": "jobs at once" });
-    this.atOnce.addEventListener("change", () => {
-      const workers = Number(this.atOnce.value);
-      if (Number.isInteger(workers) && workers > 0) this.line.ask("set_workers", { workers }, "set_workers");
-    });
+    this.fewer = this.stepper("−", "fewer at once", -1);
+    this.further = this.stepper("+", "more at once", 1);
     this.limits = element("span", "arrea-limits");
     this.time = element("span", "arrea-time");
     this.cancelAll = element("button", "arrea-button", { type: "button" });
     this.cancelAll.addEventListener("click", () => this.line.ask("cancel_all", {}, "cancel_all"));
     this.retry = element("button", "arrea-button", { type: "button" });
     this.retry.addEventListener("click", () => this.line.ask("retry_failed", {}, "retry_failed"));
-    bar.append(this.title, this.counts, this.whole, this.time, this.atOnce, this.limits, this.retry, this.cancelAll);
+    bar.append(this.title, this.counts, this.whole, this.time, this.limits, this.fewer, this.further);
+    bar.append(this.retry, this.cancelAll);
     this.notice = element("div", "arrea-notice", { role: "status" });
     this.list = element("div", "arrea-list", { role: "list", "aria-label": "jobs" });
     this.more = element("div", "arrea-more");
@@ -336,6 +335,15 @@ class View {
     });
     this.root.append(bar, this.notice, this.list, this.more, this.label, this.output);
     el.append(this.root);
+  }
+
+  stepper(sign, label, step) {
+    const node = element("button", "arrea-step", { type: "button", "aria-label": label, title: label });
+    node.textContent = sign;
+    node.addEventListener("click", () => {
+      this.line.ask("set_workers", { workers: Math.max(1, this.batch.workers + step) }, "set_workers");
+    });
+    return node;
   }
 
   receive(message) {
@@ -435,13 +443,14 @@ class View {
     attribute(this.whole, "aria-valuenow", percent);
     this.wholeFill.style.width = percent + "%";
     attribute(this.root, "data-state", state);
-    if (document.activeElement !== this.atOnce) this.atOnce.value = workers || "";
-    say(this.limits, `at once · ${timeout ? spoken(timeout, true) + " each" : "no time limit"}`);
+    say(this.limits, `${workers} at once · ${timeout ? spoken(timeout, true) + " each" : "no time limit"}`);
     const live = state === "running";
     this.button(this.cancelAll, "cancel_all", "Cancel all", live);
     const bad = [...BAD].some((one) => counts[one]);
     this.button(this.retry, "retry_failed", "Retry failed", !live && bad);
-    this.atOnce.disabled = !live || this.lost;
+    this.fewer.hidden = this.further.hidden = !live;
+    this.fewer.disabled = this.lost || workers <= 1;
+    this.further.disabled = this.lost;
     this.drawTime();
   }
 
