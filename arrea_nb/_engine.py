@@ -74,7 +74,8 @@ class Engine:
         self._check_usable(closed=True)
         if job is not None and not 0 <= job < len(batch.jobs):
             count = len(batch.jobs)
-            raise IndexError(f"no job {job} in batch {batch.id[:4]}… (it has {count}: 0 to {count - 1})")
+            there = f"{count}: 0 to {count - 1}" if count else "none"
+            raise IndexError(f"no job {job} in batch {batch.id[:4]}… (it has {there})")
         grace = min(self.grace, INTERRUPT_GRACE) if interrupted else self.grace
         self._order(lambda: self._stop(batch, job, grace))
 

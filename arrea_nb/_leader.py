@@ -17,6 +17,7 @@ import atexit
 import contextvars
 import functools
 import inspect
+import itertools
 import logging
 import math
 import os
@@ -239,6 +240,10 @@ class Leader(Engine, SingletonConfigurable):
         """
         batch = None
         view = None
+        if isinstance(commands, Iterator):
+            # A generator is the user's code: it can be interrupted, and may be endless.
+            limit = options.get("max_commands", self.max_commands)
+            commands = list(itertools.islice(commands, limit + 1)) if isinstance(limit, int) else commands
         try:
             with self.uninterrupted():
                 batch = self.execute(commands, **options)

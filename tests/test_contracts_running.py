@@ -563,3 +563,18 @@ def test_hostile_jobs_end_in_the_right_state_and_leave_nothing(case):
             assert isinstance(job.error, CommandFailed)
         elif case == "floods stdout":
             assert job.stdout.startswith("y\ny\n")
+
+
+def test_c21_a_bug_after_the_spawn_leaves_no_process(monkeypatch, tmp_path):
+    """The process of a job whose worker hits a bug is killed and reaped, and the job says JobCrashed."""
+    from arrea_nb.workers import _shell
+
+    def buggy(self, pidfd, guard):
+        raise ZeroDivisionError("a bug of ours")
+
+    monkeypatch.setattr(_shell._ShellRun, "_pump", buggy)
+    batch = arrea_nb.execute(["sleep 300"])
+    assert batch.wait(timeout=30.0)
+    assert isinstance(batch[0].error, JobCrashed)
+    with pytest.raises(ProcessLookupError):
+        os.kill(batch[0].pid, 0)

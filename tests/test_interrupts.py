@@ -16,7 +16,11 @@ TIMES = 10_000
 
 def _run(script: str) -> dict:
     done = subprocess.run(
-        [sys.executable, STRESS / script, str(TIMES)], capture_output=True, text=True, timeout=280, check=False
+        [sys.executable, STRESS / script, str(TIMES)],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

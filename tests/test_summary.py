@@ -1,4 +1,4 @@
-"""What stays in the saved notebook: what failed first of all, every job, and nothing that could do anything."""
+"""What stays in the saved notebook: what failed on top, then every job, and nothing that could do anything."""
 
 import configparser
 import functools
@@ -199,7 +199,7 @@ def test_invisible_characters_are_written_out_and_ordinary_ones_stay():
 def test_a_redrawn_line_shows_how_it_ended(run):
     batch = run(["printf '10%%\\r50%%\\r100%%\\ndone\\r\\n'"])
     assert "100%\ndone" in Page(_summary.html(batch)).text
-    assert "50%" not in Page(_summary.html(batch)).text.partition("succeeded")[2]
+    assert "50%" not in Page(_summary.html(batch)).text.partition("of stdout")[2]
 
 
 @given(

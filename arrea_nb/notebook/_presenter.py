@@ -35,6 +35,7 @@ from arrea_nb._leader import Leader
 from arrea_nb.notebook import _summary
 from arrea_nb.notebook._console import ConsoleView
 from arrea_nb.notebook._live import LiveView
+from arrea_nb.workers import _capture
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -137,6 +138,7 @@ class Presenter:
 
     def _cell_begins(self, *_: object) -> None:
         self._in_cell = True
+        _capture.look_again()  # ipykernel sets input() anew for each cell
 
     def _cell_ends(self, *_: object) -> None:
         self._in_cell = False

@@ -10,6 +10,7 @@ id, read what is readable, unregister from the guard, `wait4`, set `popen.return
 from __future__ import annotations
 
 import codecs
+import contextlib
 import logging
 import os
 import resource
@@ -68,6 +69,7 @@ class _ShellRun:
         self._killed = False
         self._ends_at: float | None = None  # the end of grace
         self._pid = 0
+        self._popen: subprocess.Popen[bytes] | None = None
         self._ids = {
             "ARREA_KERNEL_ID": desk.kernel_id,
             "ARREA_BATCH_ID": job.batch.id,
@@ -84,7 +86,7 @@ class _ShellRun:
         guard = None
         try:
             try:
-                popen = self._spawn(out_end, err_end)
+                popen = self._popen = self._spawn(out_end, err_end)
                 self._pid = popen.pid
             except (OSError, ValueError) as error:
                 return self._could_not_start(error)
@@ -97,7 +99,15 @@ class _ShellRun:
             guard.add(popen.pid)
             self._desk.started(self._job, popen.pid)
             self._pump(pidfd, guard)
-            status = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+            try:
+                status = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
+            except ChildProcessError:
+                guard.remove(popen.pid)
+                guard = None
+                popen.returncode = 0
+                return Outcome(
+                    None, JobCrashed("its exit status is lost: something else waited for its process")
+                )
             left_behind = self._kill_the_rest()
             self._drain()
             guard.remove(popen.pid)
@@ -106,12 +116,22 @@ class _ShellRun:
             popen.returncode = 0  # so that Popen does not wait for it as well
             return self._outcome(status, usage, own_peak, left_behind=left_behind)
         finally:
-            if guard is not None:  # a bug on the way: the guard must not kill a stranger's group later
-                guard.remove(self._pid)
+            if guard is not None:
+                self._give_up(guard)
             for fd in (*self._streams, *self._others, pidfd):
                 if fd >= 0:
                     os.close(fd)
             self._output.close()
+
+    def _give_up(self, guard: Any) -> None:
+        """After a bug on the way: nothing is left running, and the guard forgets the group."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._pid, signal.SIGKILL)
+        guard.remove(self._pid)
+        with contextlib.suppress(ChildProcessError):
+            os.wait4(self._pid, 0)
+        if self._popen is not None:
+            self._popen.returncode = 0
 
     def _spawn(self, out_end: int, err_end: int) -> subprocess.Popen[bytes]:
         job = self._job

@@ -83,8 +83,13 @@ def main() -> int:
     """Prints the table; exit code 1 when a ratio is above what is promised."""
     print(f"{'medians for one job':<58} {'arrea_nb':>11} {'peer':>12}")
     good = compare("20,000 callables / ThreadPoolExecutor (<= 0.50)", CALLABLES, ours, pool) <= 0.5
-    good &= compare("2,000 shell lines `true` / xargs -P sh -c (<= 1.50)", PROCESSES, our_lines, xargs_lines) <= 1.5
-    good &= compare("2,000 programs `true` / xargs -P (<= 1.50)", PROCESSES, our_programs, xargs_programs) <= 1.5
+    good &= (
+        compare("2,000 shell lines `true` / xargs -P sh -c (<= 1.50)", PROCESSES, our_lines, xargs_lines)
+        <= 1.5
+    )
+    good &= (
+        compare("2,000 programs `true` / xargs -P (<= 1.50)", PROCESSES, our_programs, xargs_programs) <= 1.5
+    )
     arrea_nb.Leader.instance().close()
     return 0 if good else 1
 

@@ -12,22 +12,21 @@ import arrea_nb
 
 WANTED = int(sys.argv[1])
 leader = arrea_nb.Leader.instance(keep_batches=0, batch_retention=0.0, cleanup_interval=0.05)
-sent = 0
+sent = [0]
 acknowledged = 0
 bell = threading.Event()
 
 
 def send() -> None:
-    global sent
     rng = random.Random(7)
-    while sent < WANTED:
+    while sent[0] < WANTED:
         # Spread over everything that the main thread does; the delay is the experiment, not a wait.
         until = time.perf_counter() + rng.random() * 0.002
         while time.perf_counter() < until:
             time.sleep(0)
-        sent += 1
+        sent[0] += 1
         os.kill(os.getpid(), signal.SIGINT)
-        while acknowledged < sent:
+        while acknowledged < sent[0]:
             bell.wait(10)
             bell.clear()
 
@@ -68,7 +67,7 @@ state = leader.get_state()
 print(
     json.dumps(
         {
-            "sent": sent,
+            "sent": sent[0],
             "caught": caught,
             "rounds": number,
             "open": [str(one.state) for one in state.batches.values() if one.state == "running"],
