@@ -1,4 +1,4 @@
-"""What stays in the saved notebook: what failed on top, then every job, and nothing that could do anything."""
+"""What stays in the saved notebook: on top what failed, then every job, nothing that could do anything."""
 
 import configparser
 import functools
