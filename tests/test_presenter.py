@@ -8,6 +8,7 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from comm import DummyComm
 from IPython.core.events import EventManager, available_events
 
 from arrea_nb._leader import Leader
@@ -464,18 +465,16 @@ def test_the_handler_of_messages_does_nothing_itself(leader, presenter, sent, mo
     assert acted.items == ["arrea-presenter"]
 
 
-def test_a_click_reaches_a_busy_ipykernel_by_a_subshell(leader, presenter, monkeypatch):
-    class Comm:
-        comm_id = "c"
-
+def test_the_reply_route_of_ipykernel_7_4_is_switched_off(leader, monkeypatch):
+    class Comm(DummyComm):
         def _reply_subshell_for(self, data, default):
             raise AssertionError
 
-    comm = Comm()
-    monkeypatch.setattr(LiveView, "open", lambda self: None)
-    monkeypatch.setattr(LiveView, "comm", comm, raising=False)
-    LiveView(leader.execute(["true"]), {}, lambda: None)
-    assert comm._reply_subshell_for is None
+    monkeypatch.setattr("comm.create_comm", Comm)
+    view = LiveView(leader.execute(["true"]), {}, lambda: None)
+    assert isinstance(view.comm, Comm)
+    assert view.comm._reply_subshell_for is None
+    view.close()
 
 
 # Faults and ends
