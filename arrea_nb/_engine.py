@@ -148,8 +148,6 @@ class Engine:
         self, worker: Worker, job: JobRecord | None, outcome: Outcome | None, value: object = None
     ) -> JobRecord | None:
         """Takes the end of one job and returns the next: the hot path, one section for each job."""
-        now = time.monotonic()
-        at = time.time()
         ledger = self._ledger
         section = self._section
         with self._lock:
@@ -158,6 +156,9 @@ class Engine:
                 worker.close()
             section.entered += 1
             try:
+                # Read inside the lock, so that the order of events is that of their times.
+                now = time.monotonic()
+                at = time.time()
                 if worker.lost:
                     self._workers.discard(worker)
                     section.shelters.pop(worker.ident, None)

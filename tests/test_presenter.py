@@ -240,6 +240,9 @@ def test_without_a_browser_the_first_wait_in_a_later_cell_shows_the_summary(lead
     assert batch.wait(LONG)
     assert len(batch.results(return_exceptions=True)) == 1
     assert [item.cell for item in summaries(shown)] == ["first", "second"]
+    shell.end_cell()
+    shell.end_cell()
+    assert [item.cell for item in shown.items if item.update] == ["first", "second"]
 
 
 def test_wait_in_the_cell_of_the_view_shows_the_summary_there(leader, presenter, shell, shown):

@@ -145,6 +145,7 @@ class Presenter:
         for stage in list(self._stages.values()):
             for showing in stage.showings:
                 showing.leave_cell()
+                showing.remove_again()
         self._wake()
 
     def _bound(self) -> bool:
@@ -229,6 +230,7 @@ class Showing:
         # Guards _finished, and is held until the summary is out, so that after `finish` it is.
         self._lock = threading.RLock()
         self._finished = False
+        self._gone = False  # the live view has left, or nobody can be told
 
     @property
     def finished(self) -> bool:
@@ -266,15 +268,25 @@ class Showing:
             stage = self._stage
             if stage is not None:
                 stage.close_console()
-            if self._display_id is not None:
-                # Nothing at all: so no empty line is left where the view was.
-                _publish({}, transient={"display_id": self._display_id}, update=True)
+            self._remove()
+            self._gone = self.bound or stage is None or stage.greeted
             # In a terminal the cell that is over has made room for the prompt, which is left alone.
             if stage is None or self.bound or (stage.browser and not stage.stored):
                 publish_summary(self._batch)
             if stage is not None:
                 stage.stored = stage.stored or self.bound or stage.greeted
                 stage.wake()
+
+    def remove_again(self) -> None:
+        """At the end of a later cell: nbclient heeds an update only when it comes from the cell that runs."""
+        if self._finished and not self._gone:
+            self._gone = True
+            self._remove()
+
+    def _remove(self) -> None:
+        if self._display_id is not None:
+            # Nothing at all: so no empty line is left where the view was.
+            _publish({}, transient={"display_id": self._display_id}, update=True)
 
     def finish_later(self) -> None:
         """Shows the summary in the cell that it was shown in, from another thread."""

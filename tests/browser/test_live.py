@@ -135,7 +135,7 @@ def test_execute_returns_at_once_and_its_summary_takes_the_place_of_the_view(lab
 def test_what_jobs_print_and_are_named_stays_text(lab):
     hostile = "<img src=x onerror=document.title=1>"
     printed = hostile + "\\033]0;title\\007\\342\\200\\256abc"
-    start(lab, f"arrea_nb.run({{{hostile!r}: 'printf \"{printed}\"; sleep 61'}}, timeout=None)")
+    start(lab, f"arrea_nb.run({{{hostile!r}: r'printf \"{printed}\"; sleep 61'}}, timeout=None)")
     panel = lab.output(1).locator(".arrea-output")
     lab.page.wait_for_function("panel => panel.textContent.includes('abc')", arg=panel.element_handle())
     assert panel.inner_text() == hostile + "\\u202eabc"

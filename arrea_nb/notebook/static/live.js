@@ -483,7 +483,9 @@ class View {
     } else if (line.error && performance.now() - line.errorAt < 15000) {
       text = oneLine(line.error);
     } else if (line.expected === null && !this.jobs.length) {
-      text = "Waiting for the kernel…";
+      const long = performance.now() - line.heard > SILENCE / 3;
+      text = long ? "No kernel answers. wait() shows the summary; so does running the cell again."
+        : "Waiting for the kernel…";
     }
     say(this.notice, text);
     this.notice.hidden = !text;
