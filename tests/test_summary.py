@@ -249,7 +249,7 @@ def test_a_small_text_with_10_mb_of_output_is_quick_and_small(run):
 
 
 def test_a_batch_that_still_runs_says_so(leader, tmp_path):
-    batch = leader.execute([f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done", "false"])
+    batch = leader.execute([f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done", "false"], workers=1)
     with leader.subscribe(batch=batch) as events:
         while (event := events.get(30)).type != "job_started" or event.job != 0:
             pass
