@@ -245,6 +245,23 @@ def test_without_a_browser_the_first_wait_in_a_later_cell_shows_the_summary(lead
     assert [item.cell for item in shown.items if item.update] == ["first", "second"]
 
 
+def test_after_the_page_was_loaded_again_the_first_wait_shows_the_summary(
+    leader, presenter, shell, shown, sent
+):
+    batch = leader.execute(["sleep 60"])
+    leader.show(batch)
+    shell.end_cell()
+    for client in ("before", "after"):
+        batch.widget._handle_custom_msg({"kind": "hello", "client": client}, [])
+        sent.wait_for(lambda item: item.kind == "picture")
+    batch.cancel()
+    shown.wait_for(lambda item: "text/html" in item.data)
+    shell.begin_cell()
+    assert batch.wait(LONG)
+    assert batch.wait(LONG)
+    assert len(summaries(shown)) == 2
+
+
 def test_wait_in_the_cell_of_the_view_shows_the_summary_there(leader, presenter, shell, shown):
     batch = leader.execute(["true"])
     leader.show(batch)

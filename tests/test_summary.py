@@ -241,11 +241,23 @@ def test_a_big_batch_is_bounded_and_failures_come_first_to_the_room_there_is(run
     assert _summary.text(batch).count("✔") == 170
 
 
-def test_a_small_text_with_10_mb_of_output_is_quick_and_small(run):
-    batch = run(["head -c 10000000 /dev/zero | tr '\\0' x"])
+def test_a_line_of_3_mb_is_cut_and_its_length_told(run):
+    batch = run(["head -c 3000000 /dev/zero | tr '\\0' x"])
     page = _summary.html(batch)
     assert len(page) < 10_000
-    assert "10,000,000 characters" in page
+    assert "3,000,000 characters" in page
+
+
+def test_of_very_much_output_the_beginning_the_end_and_the_size_are_shown(run):
+    batch = run(["seq 1 3000000; echo last >&2"])
+    page = Page(_summary.html(batch)).text
+    assert len(page) < 30_000
+    assert f"{len(batch[0].output_bytes):,} bytes of output" in page
+    assert "1\n2\n3\n" in page
+    assert "2999999\n3000000" in page
+    assert "last" in page
+    omitted = re.search(r"… ([\d,]+) bytes left out …", page)
+    assert 20_000_000 < int(omitted[1].replace(",", "")) < len(batch[0].output_bytes)
 
 
 def test_a_batch_that_still_runs_says_so(leader, tmp_path):

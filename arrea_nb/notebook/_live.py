@@ -147,7 +147,7 @@ class LiveView(anywidget.AnyWidget):
     def __init__(self, batch: Batch, verbs: Verbs, notice: Callable[[], None]) -> None:
         super().__init__(batch_id=batch.id, name=batch.name, total=len(batch))
         self.inbox: deque[Mapping[str, Any]] = deque()
-        self.greeted = False  # some browser has ever answered
+        self.seen: set[str] = set()  # every client that has ever said hello
         self._batch = batch
         self._verbs = verbs
         self._notice = notice
@@ -214,9 +214,11 @@ class LiveView(anywidget.AnyWidget):
     def _act(self, content: Mapping[str, Any]) -> None:
         kind = content.get("kind")
         if kind == "hello":
-            if len(self._clients) < _MOST_CLIENTS:
-                self._clients.add(str(content.get("client")))
-            self.greeted = self._asked = True
+            client = str(content.get("client"))
+            if len(self.seen) < _MOST_CLIENTS:
+                self.seen.add(client)
+                self._clients.add(client)
+            self._asked = True
         elif kind == "bye":
             self._clients.discard(str(content.get("client")))
         elif kind == "command":

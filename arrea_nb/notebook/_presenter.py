@@ -335,8 +335,12 @@ class Stage:
 
     @property
     def greeted(self) -> bool:
-        """Whether a browser shows it."""
-        return self._live is not None and self._live.greeted
+        """Whether a browser shows it that was there from the beginning.
+
+        A page that was loaded again says hello anew, shows the live view to its end, and drops what is
+        displayed by cells that ran before.
+        """
+        return self._live is not None and len(self._live.seen) == 1
 
     def live(self) -> LiveView:
         """Its live view, made when it is first asked for."""

@@ -29,7 +29,7 @@ _NAME = 120
 _LINE = 500
 _FAILURE_LINES = 10
 # Past this size a job's output is not read back from its file: the end is in memory, and is shown.
-_READ_BACK = 32 << 20
+_READ_BACK = 4 << 20
 
 _ORDER = (
     JobState.FAILED,
@@ -88,6 +88,16 @@ class Excerpt(NamedTuple):
         if self.omitted:
             yield f"… {self.omitted:,} {'line' if self.omitted == 1 else 'lines'} left out …"
         yield from self.tail
+
+
+class _Printed(NamedTuple):
+    """What a job printed; of more than can be shown, the end, with its size, what is left out, and a head."""
+
+    stdout: str
+    stderr: str
+    size: int = 0
+    omitted: int = 0
+    head: str = ""
 
 
 def plain(text: str) -> str:
@@ -241,10 +251,16 @@ def _html_job(job: Job, room: int) -> str:
     if job.note:
         words.append(escape(one_line(job.note)))
     blocks = []
-    for stream, printed in zip(("stdout", "stderr"), _streams(job), strict=True):
-        found = excerpt(printed, room)
+    output = _streams(job)
+    if output.omitted:
+        words.append(f"{output.size:,} bytes of output")
+        head = [_shown(line) for line in output.head.removesuffix("\n").split("\n")]
+        blocks.append(_pre([*head, f"… {output.omitted:,} bytes left out …"]))
+    for stream, printed in (("stdout", output.stdout), ("stderr", output.stderr)):
+        found = excerpt(printed, room, head=0 if output.omitted else 20)
         if found.total:
-            words.append(f"{found.total:,} {'line' if found.total == 1 else 'lines'} of {stream}")
+            if not output.omitted:
+                words.append(f"{found.total:,} {'line' if found.total == 1 else 'lines'} of {stream}")
             label = f'<div style="color: {_GREY}">{stream}</div>' if stream == "stderr" else ""
             blocks.append(label + _pre(found.lines()))
     row = (
@@ -305,23 +321,35 @@ def _shown(line: str) -> str:
     return cut if len(cut) <= _LINE else f"{cut[:_LINE]}… ({len(line):,} characters)"
 
 
-def _streams(job: Job) -> tuple[str, str]:
-    """Its stdout and stderr. Of very much output, only what is at hand: its end."""
+def _streams(job: Job) -> _Printed:
+    """What it printed. Of very much output, only what is at hand, its end, and a bit of its beginning."""
     segments, end, skipped = job.output_since(0, 1 << 30)
     if skipped and end <= _READ_BACK:
-        return job.stdout, job.stderr
+        return _Printed(job.stdout, job.stderr)
     stdout = "".join(part for stream, part in segments if stream == "stdout")
     stderr = "".join(part for stream, part in segments if stream == "stderr")
-    if skipped:
-        mark = f"… {skipped:,} bytes of output before this are in job.output …\n"
-        return mark + stdout, stderr
-    return stdout, stderr
+    if not skipped:
+        return _Printed(stdout, stderr)
+    head = _beginning(job)
+    return _Printed(stdout, stderr, end, skipped - len(head), head.decode("utf-8", "replace"))
+
+
+def _beginning(job: Job) -> bytes:
+    """The first lines of output that was spooled."""
+    if job.output_path is None:
+        return b""
+    try:
+        with open(job.output_path, "rb") as file:
+            lines = file.read(4096).splitlines(keepends=True)
+    except OSError:
+        return b""
+    return b"".join(lines[: min(20, max(1, len(lines) - 1))])
 
 
 def _last_words(job: Job) -> tuple[str, list[str]]:
     """The last lines of stderr; of stdout when there are none."""
-    stdout, stderr = _streams(job)
-    for label, printed in (("last lines of stderr", stderr), ("last lines of stdout", stdout)):
+    output = _streams(job)
+    for label, printed in (("last lines of stderr", output.stderr), ("last lines of stdout", output.stdout)):
         if printed.strip():
             found = excerpt(printed.rstrip(), 4000, head=0, tail=_FAILURE_LINES)
             lines = [*found.head, *found.tail][-_FAILURE_LINES:]

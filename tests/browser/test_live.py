@@ -195,13 +195,52 @@ def test_the_output_panel_shows_the_chosen_job_and_follows_its_end(lab):
     assert row(lab, 1, 0).locator(".arrea-last").inner_text() == "500"
 
 
-def test_a_restarted_kernel_shows_as_such(lab):
-    start(lab, "arrea_nb.execute(['sleep 61'], timeout=None)")
+@pytest.mark.parametrize("end", ["restarted", "killed"])
+def test_a_kernel_that_is_gone_shows_as_such(lab, end):
+    start(lab, "arrea_nb.execute(['sleep 61'], timeout=None)", more=["os.kill(os.getpid(), 9)"])
     lab.wait_idle(1)
     wait_state(lab, 1, 0, "running")
-    lab.restart_kernel()
+    if end == "restarted":
+        lab.restart_kernel()
+    else:
+        lab.run(2, wait=False)
     lab.wait_text(1, re.compile("kernel was restarted|No word from the kernel"))
     assert lab.output(1).locator(".arrea.arrea-lost").count() == 1
+
+
+def test_a_page_that_is_loaded_again_goes_on_live(lab):
+    cell = "batch = arrea_nb.execute(['while [ ! -e reloaded ]; do sleep 0.02; done', 'echo hello'])\nbatch"
+    start(lab, cell, more=["batch.wait()"])
+    lab.wait_idle(1)
+    wait_state(lab, 1, 1, "succeeded")
+    lab.reload()
+    wait_state(lab, 1, 0, "running")
+    (lab.server.folder / "reloaded").touch()
+    wait_state(lab, 1, 0, "succeeded")
+    (lab.server.folder / "reloaded").unlink()
+    lab.wait_kernel("idle")
+    lab.run(2)
+    assert "2 jobs succeeded" in lab.text(2)
+
+
+def test_from_half_of_the_timeout_a_row_says_how_near_it_is(lab):
+    start(lab, "%%arrea --no-raise -t 4s\nsleep 61")
+    time = row(lab, 1, 0).locator(".arrea-time")
+    lab.page.wait_for_function("time => time.textContent.endsWith(' of 4 s')", arg=time.element_handle())
+    lab.wait_idle(1)
+    wait_gone(lab, 1)
+    assert "timed out" in lab.text(1)
+
+
+def test_a_big_batch_draws_some_rows_and_counts_all(lab):
+    lab.open([LOAD, "arrea_nb.run([int] * 700 + [lambda: time.sleep(60)], max_commands=701, timeout=None)"])
+    lab.run(0)
+    lab.run(1, wait=False)
+    lab.wait_text(1, "1 running, 700 succeeded")
+    assert lab.output(1).get_by_role("listitem").count() == 500
+    assert "and 201 more jobs" in lab.text(1)
+    lab.stop()
+    lab.wait_idle(1)
 
 
 def test_a_command_that_nobody_takes_says_so_and_names_the_stop_button(lab):

@@ -5,7 +5,8 @@
 const HELLO = 1000; // ms between two hellos
 const RESEND = 700; // ms until a command is sent again
 const IMPATIENT = 1000; // ms without an ack until the button says so
-const SILENCE = 12000; // ms without a frame until the kernel counts as lost; Python sends one every 5 s
+const DOUBT = 6500; // ms without a frame until it is asked whether it is there; Python sends one every 5 s
+const SILENCE = 12000; // and until the kernel counts as lost
 const TAIL = 200000; // characters of a job's output that are kept
 const SHOWN = 60000; // and shown
 const ROWS = 500; // row elements at the most
@@ -91,6 +92,7 @@ class Line {
   // Whether this frame is the next one; else the whole picture is asked for again.
   accept(message) {
     this.heard = performance.now();
+    this.gone = false;
     if (message.kind === "picture" || message.number === this.expected) {
       this.expected = message.number + 1;
       return true;
@@ -129,7 +131,7 @@ class Line {
 
   tick(running) {
     const now = performance.now();
-    if (this.expected === null || (running && now - this.heard > SILENCE)) this.greet();
+    if (this.expected === null || (running && now - this.heard > DOUBT)) this.greet();
     for (const command of this.commands.values()) {
       if (now - command.sent > RESEND) {
         command.sent = now;
@@ -293,9 +295,13 @@ class View {
     this.scheduled = 0;
     this.build(el);
     this.heard = (message) => this.receive(message);
-    this.left = () => { this.line.gone = true; this.soon(); };
+    this.left = () => { // the comm came or went: a hello finds out, since sending on a dead one fails
+      this.line.greeted = -Infinity;
+      this.line.greet();
+      this.soon();
+    };
     model.on("msg:custom", this.heard);
-    model.on("comm:close", this.left);
+    model.on("comm_live_update", this.left);
     this.clock = setInterval(() => this.tick(), 250);
     this.line.greet();
     this.draw();
@@ -528,7 +534,7 @@ class View {
     clearInterval(this.clock);
     cancelAnimationFrame(this.scheduled);
     this.model.off("msg:custom", this.heard);
-    this.model.off("comm:close", this.left);
+    this.model.off("comm_live_update", this.left);
     this.line.send({ kind: "bye" });
     this.root.remove();
   }
