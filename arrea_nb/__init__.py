@@ -18,12 +18,12 @@ from arrea_nb._progress import progress, track
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from arrea_nb._batch import Batch as Batch
     from arrea_nb._broadcast import Subscription as Subscription
-    from arrea_nb._job import Batch as Batch
     from arrea_nb._job import Job as Job
-    from arrea_nb._job import ShellResult as ShellResult
     from arrea_nb._leader import Leader as Leader
     from arrea_nb._policy import Policy as Policy
+    from arrea_nb._records import ShellResult as ShellResult
     from arrea_nb._state import BatchSnapshot as BatchSnapshot
     from arrea_nb._state import JobSnapshot as JobSnapshot
     from arrea_nb._state import LeaderState as LeaderState
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Batch": "arrea_nb._job",
+    "Batch": "arrea_nb._batch",
     "BatchSnapshot": "arrea_nb._state",
     "Job": "arrea_nb._job",
     "JobSnapshot": "arrea_nb._state",
@@ -40,7 +40,7 @@ _HOMES = {
     "Leader": "arrea_nb._leader",
     "LeaderState": "arrea_nb._state",
     "Policy": "arrea_nb._policy",
-    "ShellResult": "arrea_nb._job",
+    "ShellResult": "arrea_nb._records",
     "Subscription": "arrea_nb._broadcast",
 }
 _VERBS = ("execute", "get_state", "map", "notify_event", "run", "subscribe", "unsubscribe")

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
-from arrea_nb._job import BatchRecord
+from arrea_nb._records import BatchRecord
 from arrea_nb._section import take_from
 from arrea_nb.events import BatchEnded, CustomEvent, Event, JobOutput, JobProgress
 

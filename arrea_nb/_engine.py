@@ -1,6 +1,6 @@
 """What is inside a Leader: the one lock, the workers it hires, the timer's duties, the sweep.
 
-It is the `Host` of batches and jobs and the `Desk` of workers (see `_job.py`); `Leader` adds the public
+It is the `Host` of batches and jobs and the `Desk` of workers (see `_records.py`); `Leader` adds the public
 verbs and the options.
 
 Guarantees: there is one lock, and everything under it is short: no user code, no I/O, no widget. Publishing
@@ -23,10 +23,12 @@ from contextlib import contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, cast
 
+from arrea_nb._batch import Batch
 from arrea_nb._broadcast import Broadcast, Subscription, Watch
-from arrea_nb._job import Batch, BatchRecord, Host, Job, JobRecord, Latch, Outcome
+from arrea_nb._job import Job
 from arrea_nb._ledger import Ledger
 from arrea_nb._progress import running
+from arrea_nb._records import BatchRecord, Host, JobRecord, Latch, Outcome
 from arrea_nb._section import Section, take_from
 from arrea_nb._timer import Timer
 from arrea_nb.errors import JobTimeout

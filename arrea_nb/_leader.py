@@ -28,13 +28,14 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from traitlets import Float, Int, Unicode
 from traitlets.config import SingletonConfigurable
 
+from arrea_nb._batch import Batch
 from arrea_nb._broadcast import Callback, Subscription, Watch
 from arrea_nb._commands import (
     BadCommand,
@@ -48,10 +49,10 @@ from arrea_nb._commands import (
     read_commands,
 )
 from arrea_nb._engine import INTERRUPT_GRACE, Engine
-from arrea_nb._job import Batch, BatchRecord, JobRecord
 from arrea_nb._log import LogWriter
 from arrea_nb._policy import Policy
 from arrea_nb._progress import running
+from arrea_nb._records import BatchRecord, JobRecord
 from arrea_nb._section import HoldInterrupts
 from arrea_nb._state import BatchSnapshot, JobSnapshot, LeaderState
 from arrea_nb.errors import AllWorkersFailedError, ArreaError, UnknownBatchError
@@ -79,7 +80,6 @@ class _Views:
     show: Callable[[Batch], Any] | None = None
     widget: Callable[[Batch], Any] | None = None
     waited: Callable[[Batch], None] | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Leader(Engine, SingletonConfigurable):
@@ -497,14 +497,15 @@ class Leader(Engine, SingletonConfigurable):
             self._ledger._offer(record)  # noqa: SLF001
             self._hire()
 
+    @classmethod
     def show_with(
-        self,
+        cls,
         show: Callable[[Batch], Any] | None,
         widget: Callable[[Batch], Any] | None = None,
         waited: Callable[[Batch], None] | None = None,
     ) -> None:
-        """Registers what shows a batch; None: nothing does."""
-        self.views.show, self.views.widget, self.views.waited = show, widget, waited
+        """Registers what shows the batches of every Leader in this process; None: nothing does."""
+        cls.views.show, cls.views.widget, cls.views.waited = show, widget, waited
 
     @contextmanager
     def uninterrupted(self) -> Iterator[None]:

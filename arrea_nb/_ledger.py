@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from types import MappingProxyType
 
 from arrea_nb._commands import BadCommand
-from arrea_nb._job import (
+from arrea_nb._records import (
     FAILED_STATES,
     Attempt,
     BatchRecord,

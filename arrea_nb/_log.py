@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 
-from arrea_nb._job import BatchRecord
+from arrea_nb._records import BatchRecord
 from arrea_nb.events import Event, JobEnded, JobRetrying, JobStarted
 
 _log = logging.getLogger("arrea_nb")

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from arrea_nb._commands import BadCommand, PythonCall, ShellCommand
-from arrea_nb._job import BatchRecord, JobRecord, Outcome
 from arrea_nb._ledger import LEGAL, Ledger
 from arrea_nb._policy import Decision, Policy
+from arrea_nb._records import BatchRecord, JobRecord, Outcome
 from arrea_nb.errors import InvalidCommandError, JobCancelled, JobTimeout
 from arrea_nb.events import BatchEnded, BatchStarted, JobEnded, JobStarted, JobState
 

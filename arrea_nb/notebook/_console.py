@@ -17,7 +17,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from arrea_nb._job import Batch, Job
+from arrea_nb._batch import Batch
+from arrea_nb._job import Job
 from arrea_nb.events import JobState
 from arrea_nb.notebook import _summary
 

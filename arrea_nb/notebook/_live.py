@@ -20,7 +20,9 @@ from typing import Any
 import anywidget
 from traitlets import Int, Unicode
 
-from arrea_nb._job import Batch, Job, brief
+from arrea_nb._batch import Batch
+from arrea_nb._job import Job
+from arrea_nb._records import brief
 
 _log = logging.getLogger("arrea_nb")
 _STATIC = Path(__file__).parent / "static"

@@ -44,7 +44,7 @@ from arrea_nb.notebook._presenter import Presenter
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from arrea_nb._job import Batch
+    from arrea_nb._batch import Batch
 
 # How long an interrupted cell waits for its jobs to end, in seconds: their grace is 1 s then.
 _PATIENCE = 3.0
@@ -198,8 +198,7 @@ class ArreaMagics(Magics):
 
     def leave(self) -> None:
         """Ends the views, and puts back what `report_failures` changed, unless somebody changed it since."""
-        views = Leader.views
-        views.show = views.widget = views.waited = None
+        Leader.show_with(None)
         self._presenter.close()
         if self._before is not None and BatchFailed in self._shell.custom_exceptions:
             self._shell.custom_exceptions, self._shell.CustomTB = self._before

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from IPython.display import publish_display_data
 
-from arrea_nb._job import Batch
+from arrea_nb._batch import Batch
 from arrea_nb._leader import Leader
 from arrea_nb.notebook import _summary
 from arrea_nb.notebook._console import ConsoleView

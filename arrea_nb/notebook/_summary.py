@@ -15,7 +15,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import NamedTuple
 
-from arrea_nb._job import FAILED_STATES, Batch, Job, brief
+from arrea_nb._batch import Batch
+from arrea_nb._job import Job
+from arrea_nb._records import FAILED_STATES, brief
 from arrea_nb.errors import ArreaError
 from arrea_nb.events import JobState
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from arrea_nb._job import Desk, JobRecord, Outcome, brief
 from arrea_nb._progress import ProgressReader, running
+from arrea_nb._records import Desk, JobRecord, Outcome, brief
 from arrea_nb.errors import JobCrashed
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class _Running:
         if not self.open or not text:
             return
         data = text.encode("utf-8", "backslashreplace")
-        with self._desk.sheltered(self.worker):  # type: ignore[attr-defined]
+        with self._desk.sheltered(self.worker):
             if self._output is None:
                 self._output = self._job.output = self._desk.new_output()
                 self._readers = {0: ProgressReader(), 1: ProgressReader()}
@@ -115,7 +115,7 @@ def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -
         if worker.lost:
             return Outcome(error=error)
         if job.stop == "timed_out":
-            error = desk.timeout_error(job)  # type: ignore[attr-defined]
+            error = desk.timeout_error(job)
     elif isinstance(raised, Exception):
         error = raised
         error.__traceback__ = _users_part(error.__traceback__)

@@ -22,8 +22,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from arrea_nb._commands import NOT_EXECUTABLE, NOT_FOUND, ShellCommand
-from arrea_nb._job import Desk, JobRecord, Outcome
 from arrea_nb._progress import ProgressReader
+from arrea_nb._records import Desk, JobRecord, Outcome
 from arrea_nb.errors import CommandFailed, JobCrashed
 from arrea_nb.workers._guard import processes_with
 
@@ -311,7 +311,7 @@ class _ShellRun:
         else:
             outcome.signal = status.si_status
         if job.stop == "timed_out":
-            outcome.error = self._desk.timeout_error(job)  # type: ignore[attr-defined]
+            outcome.error = self._desk.timeout_error(job)
         elif job.stop is not None:
             outcome.error = JobCrashed("stopped")  # the ledger puts the right error in its place
         elif outcome.exit_code != 0:

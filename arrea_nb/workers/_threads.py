@@ -17,7 +17,7 @@ import os
 import threading
 from typing import Any
 
-from arrea_nb._job import Desk, JobRecord, Latch, Outcome
+from arrea_nb._records import Desk, JobRecord, Latch, Outcome
 from arrea_nb._section import Shelter
 from arrea_nb.errors import JobCrashed
 from arrea_nb.workers._python import StopJob, run_python

@@ -1,0 +1,351 @@
+"""`Batch`: the jobs of one `execute`, as their user holds them.
+
+Guarantees: a Batch works from any thread, keeps working after its Leader let go of it, and never changes the
+state that it shows: that is in a `BatchRecord`, which only the Ledger writes. Waiting is for an event, is
+woken by an interrupt, and leaves the batch alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from itertools import islice
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from arrea_nb._commands import BadCommand
+from arrea_nb._job import Job
+from arrea_nb._policy import Policy
+from arrea_nb._records import FAILED_STATES, BatchRecord, Host, brief
+from arrea_nb._section import take_from
+from arrea_nb.errors import BatchFailed
+from arrea_nb.events import JobState
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# asyncio hears of an interrupt only between two steps of its loop; measured in a kernel, one long await
+# held it back for seconds.
+_AWAIT_STEP = 0.2
+
+
+class _LoopLatch:
+    """Sets an asyncio event from whichever thread ends a batch."""
+
+    def __init__(self) -> None:
+        self.event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def put(self, item: object, /) -> None:  # noqa: ARG002 - any item means the end
+        try:
+            self._loop.call_soon_threadsafe(self.event.set)
+        except RuntimeError:
+            return  # the loop was closed: nobody waits any more
+
+
+class Batch(Sequence[Job]):
+    """The jobs of one `execute`. As a cell's last value it shows itself.
+
+    Example:
+        >>> batch = execute(["true", "false"])      # doctest: +SKIP
+        >>> batch.wait(timeout=5.0)                 # doctest: +SKIP
+        True
+        >>> batch.state                             # doctest: +SKIP
+        <JobState.FAILED: 'failed'>
+    """
+
+    def __init__(self, record: BatchRecord, host: Host) -> None:
+        self._record = record
+        self._host = host
+        self._jobs: tuple[Job, ...] | None = None
+
+    def __repr__(self) -> str:
+        ended = sum(number for state, number in self.counts.items() if state.ended)
+        return f"<Batch {self.id[:4]} {self.name!r} {self.state} {ended} of {len(self)}>"
+
+    @property
+    def id(self) -> str:
+        """16 hex digits."""
+        return self._record.id
+
+    @property
+    def name(self) -> str:
+        """What `name=` said, or the empty string."""
+        return self._record.name
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """Its jobs, in the order given."""
+        if self._jobs is None:
+            self._jobs = tuple(Job(record, self._host, self) for record in self._record.jobs)
+        return self._jobs
+
+    @property
+    def state(self) -> JobState:
+        """RUNNING until the last job ended; then FAILED, CANCELLED or SUCCEEDED."""
+        return self._record.state
+
+    @property
+    def policy(self) -> Policy:
+        """What happens after a job fails."""
+        return self._record.policy
+
+    @property
+    def workers(self) -> int:
+        """How many of its jobs run at once, at the most."""
+        return self._record.workers
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that each attempt may take; None: no limit."""
+        return self._record.timeout
+
+    @property
+    def started_at(self) -> float:
+        """When it was admitted, in seconds since the epoch."""
+        return self._record.started_at
+
+    @property
+    def ended_at(self) -> float | None:
+        """When its last job ended, in seconds since the epoch."""
+        duration = self.duration
+        return None if duration is None else self._record.started_at + duration
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds from admission to the end; None before."""
+        record = self._record
+        return None if record.end_clock is None else record.end_clock - record.clock
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since admission, or the whole duration once it ended."""
+        record = self._record
+        return (record.end_clock or time.monotonic()) - record.clock
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds that are probably left; None when there is no ground to say so, and at the end."""
+        record = self._record
+        if record.end_clock is not None:
+            return None
+        now = time.monotonic()
+        running = [job for job in record.jobs if job.state is JobState.RUNNING]
+        guesses = [
+            elapsed / job.fraction
+            for job in running
+            if job.fraction and (elapsed := job.elapsed(now)) is not None
+        ]
+        known = record.spent_jobs + len(guesses)
+        if not known:
+            return None
+        usual = (record.spent + sum(guesses)) / known
+        left = usual * (record.counts[JobState.QUEUED] + record.counts[JobState.WAITING])
+        longest = 0.0
+        for job in running:
+            elapsed = job.elapsed(now) or 0.0
+            whole = elapsed / job.fraction if job.fraction else usual
+            rest = max(whole - elapsed, 0.0)
+            longest = max(longest, rest)
+            left += rest
+        return max(longest, left / max(1, min(record.workers, record.open_jobs)))
+
+    @property
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state, every state present."""
+        return dict(self._record.counts)
+
+    @property
+    def start_failures(self) -> tuple[Job, ...]:
+        """The jobs that could not start: a bad command, a missing program."""
+        return tuple(
+            job
+            for job in self.jobs
+            if job.state is JobState.FAILED
+            and (isinstance(job._record.command, BadCommand) or job._record.attempt == 0)  # noqa: SLF001
+        )
+
+    @property
+    def widget(self) -> Any:
+        """The live view, an ipywidgets DOMWidget to place in a layout of one's own."""
+        return self._host.widget(self)
+
+    def done(self) -> bool:
+        """Whether its last job has ended."""
+        return self._record.end_clock is not None
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits for the end.
+
+        Args:
+            timeout: The longest wait, in seconds. None: no limit.
+
+        Returns:
+            Whether it has ended. An interrupt ends the waiting, not the batch.
+        """
+        ended = self.done() or self._host.await_end(self._record, None, timeout)
+        if ended:
+            self._host.waited(self)
+        return ended
+
+    def results(self, timeout: float | None = None, *, return_exceptions: bool = False) -> list[Any]:
+        """Waits for the end and returns the values, in the order given.
+
+        Args:
+            timeout: The longest wait, in seconds. None: no limit.
+            return_exceptions: Put the error of a job that did not succeed in its place.
+
+        Raises:
+            TimeoutError: If it has not ended by then; the batch goes on.
+            BatchFailed: If a job did not succeed, with the errors of all that did not.
+        """
+        if not self.wait(timeout):
+            raise TimeoutError(f"{self!r} has not ended after {timeout:g} s; it goes on")
+        return self._values(return_exceptions=return_exceptions)
+
+    def _values(self, *, return_exceptions: bool) -> list[Any]:
+        records = self._record.jobs
+        if self._record.state is not JobState.SUCCEEDED and not return_exceptions:
+            raise self.failure()
+        if all(record.error is None and record.command.kind == "python" for record in records):
+            return [record.value for record in records]
+        return [job.value if job.error is None else job.error for job in self.jobs]
+
+    def failure(self) -> BatchFailed:
+        """The error that `results()` raises when a job did not succeed: one line, and the jobs' errors."""
+        records = self._record.jobs
+        bad = [record for record in records if record.error is not None]
+        first = next((record for record in bad if record.state in FAILED_STATES), bad[0])
+        failed = sum(record.state in FAILED_STATES for record in bad)
+        kind = "failed" if failed else "cancelled"
+        name = " ".join(first.name.split())
+        name = name if len(name) <= 60 else name[:57] + "..."
+        message = (
+            f"{failed or len(bad)} of {len(records)} {kind}: [{first.index}] {name}: {brief(first.error)}"
+        )
+        return BatchFailed(message, [record.error for record in bad if record.error is not None])
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
+        """Yields each job as it ends.
+
+        Args:
+            timeout: The longest time for all of them together, in seconds. None: no limit.
+
+        Raises:
+            TimeoutError: If they have not all ended by then; the batch goes on.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        latch: SimpleQueue[int | None] = SimpleQueue()
+        jobs = self.jobs
+        try:
+            self._host.add_latch(self._record, latch, each_job=True)
+            ready = {record.index for record in self._record.jobs if record.end_clock is not None}
+            for index in sorted(ready):
+                yield jobs[index]
+            left = len(jobs) - len(ready)
+            while left:
+                rest = None if deadline is None else max(0.0, deadline - time.monotonic())
+                try:
+                    with self._host.away(latch):
+                        at = take_from(latch, rest)
+                except Empty:
+                    raise TimeoutError(
+                        f"{left} of {len(jobs)} jobs have not ended after {timeout:g} s; they go on"
+                    ) from None
+                if at is not None and at not in ready:
+                    left -= 1
+                    yield jobs[at]
+        finally:
+            self._host.drop_latch(self._record, latch)
+
+    def cancel(self, *, interrupted: bool = False) -> None:
+        """Cancels what has not ended yet, from any thread, any number of times.
+
+        Args:
+            interrupted: Somebody waits at the stop button: the grace is 1 s at the most.
+        """
+        self._host.stop(self._record, interrupted=interrupted)
+
+    def retry_failed(self, **options: Any) -> Batch:
+        """Runs the failed, timed-out, cancelled and skipped jobs again, as a new batch.
+
+        Args:
+            **options: Options of `execute` that shall be others than this batch had.
+        """
+        again = [job._record for job in self.jobs if job.error is not None]  # noqa: SLF001
+        return self._host.again(self._record, again, options)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dict for each job, with plain values, for a table."""
+        return [
+            {
+                "index": job.index,
+                "name": job.name,
+                "kind": job.kind,
+                "state": str(job.state),
+                "attempts": job.attempt,
+                "started_at": job.started_at,
+                "ended_at": job.ended_at,
+                "duration": job.duration,
+                "exit_code": job.exit_code,
+                "signal": job.signal,
+                "error": None if job.error is None else brief(job.error),
+                "cpu_seconds": job.cpu_seconds,
+                "max_rss_bytes": job.max_rss_bytes,
+            }
+            for job in self.jobs
+        ]
+
+    def to_frame(self) -> DataFrame:
+        """The records as a pandas DataFrame.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            from pandas import DataFrame
+        except ImportError as error:
+            raise ImportError('to_frame needs pandas; run: pip install "arrea-nb[pandas]"') from error
+        return DataFrame.from_records(self.records(), index="index")
+
+    def __len__(self) -> int:
+        return len(self._record.jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs)
+
+    def __getitem__(self, key: int | str | slice) -> Any:
+        if isinstance(key, str):
+            for job in self.jobs:
+                if job.name == key:
+                    return job
+            some = ", ".join(repr(job.name) for job in islice(self.jobs, 5))
+            raise KeyError(f"no job named {key!r} in batch {self.id[:4]}… (it has {len(self)}: {some})")
+        if isinstance(key, slice):
+            return self.jobs[key]
+        try:
+            return self.jobs[key]
+        except IndexError:
+            there = f"{len(self)}: 0 to {len(self) - 1}" if len(self) else "none"
+            raise IndexError(f"no job {key} in batch {self.id[:4]}… (it has {there})") from None
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self._wait_in_loop().__await__()
+
+    async def _wait_in_loop(self) -> list[Any]:
+        latch = _LoopLatch()
+        try:
+            if not self._host.add_latch(self._record, latch):
+                with self._host.away(latch):
+                    while not latch.event.is_set():
+                        with contextlib.suppress(TimeoutError):
+                            await asyncio.wait_for(latch.event.wait(), _AWAIT_STEP)
+        finally:
+            self._host.drop_latch(self._record, latch)
+        self._host.waited(self)
+        return self._values(return_exceptions=False)
+
+    def _ipython_display_(self) -> None:
+        self._host.show(self)

@@ -1,0 +1,262 @@
+"""What one job and one batch are made of, and what workers and users may ask of a Leader.
+
+`JobRecord` and `BatchRecord` hold everything that changes; `Outcome` and `Attempt` say how an attempt went;
+`Host` is the Leader as batches and jobs know it, `Desk` the Leader as workers know it.
+
+Guarantees: records are written by the Ledger alone, under the Leader's lock, and read by anybody. Each field
+is replaced, never changed in place, where it is more than a number.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from arrea_nb._commands import Command
+from arrea_nb._policy import Decision, Policy
+from arrea_nb.errors import ArreaError, JobCancelled, JobTimeout
+from arrea_nb.events import JobState
+
+if TYPE_CHECKING:
+    from arrea_nb._batch import Batch
+    from arrea_nb._job import Job
+
+FAILED_STATES = frozenset({JobState.FAILED, JobState.TIMED_OUT})
+
+
+class ShellResult(NamedTuple):
+    """The value of a shell job that succeeded."""
+
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The record of one attempt. Times in seconds since the epoch, `duration` in seconds."""
+
+    number: int
+    state: JobState
+    started_at: float | None
+    duration: float | None
+    error: Exception | None
+    exit_code: int | None
+    signal: int | None
+
+
+class Outcome:
+    """What a worker reports when an attempt is over.
+
+    Attributes:
+        value: What the callable returned, or the ShellResult.
+        error: Why it failed; None when it succeeded.
+        decision: What the policy said to that error.
+        could_not_start: The attempt never ran: the program could not be spawned.
+        note: What a reader of the record should know besides.
+        told: The error in one line; made by the worker, since a user's `__str__` must not run under the lock.
+    """
+
+    decision: Decision | None = None
+    could_not_start: bool = False
+    exit_code: int | None = None
+    signal: int | None = None
+    cpu_seconds: float | None = None
+    max_rss_bytes: int | None = None
+    note: str | None = None
+    told: str | None = None
+
+    def __init__(self, value: Any = None, error: Exception | None = None) -> None:
+        self.value = value
+        self.error = error
+
+
+class OutputView(Protocol):
+    """What one attempt printed, as far as Job reads it."""
+
+    @property
+    def path(self) -> str | None: ...
+
+    def read(self, stream: int | None = None) -> bytes: ...
+
+    def tail(self, size: int) -> bytes: ...
+
+    def since(self, offset: int, limit: int) -> tuple[list[tuple[str, str]], int, int]: ...
+
+
+class Latch(Protocol):
+    """What waits for an end: a SimpleQueue, or a bridge into an event loop."""
+
+    def put(self, item: Any, /) -> None: ...
+
+
+class JobRecord:
+    """Everything about one job that changes. Written by the Ledger alone, under the Leader's lock.
+
+    Defaults stand on the class: a batch of 20,000 makes 20,000 of these before `execute` returns.
+    """
+
+    state: JobState = JobState.QUEUED
+    attempt = 0
+    past: tuple[Attempt, ...] = ()
+    history: tuple[str, ...] = ()
+    handed_out = False  # a worker has it, though it may not have started yet
+    away = False  # it waits for another batch and gave its place up meanwhile
+    stop: JobState | None = None  # CANCELLED or TIMED_OUT: it is being stopped, and this it will be
+    grace: float = 0.0
+    first_clock: float | None = None  # of its first attempt, once there is a second; clocks are monotonic
+    clock: float | None = None
+    end_clock: float | None = None
+    first_at: float | None = None
+    started_at: float | None = None
+    value: Any = None
+    error: Exception | None = None
+    told: str | None = None  # the error in one line
+    exit_code: int | None = None
+    signal: int | None = None
+    pid: int | None = None
+    fraction: float | None = None
+    message = ""
+    note: str | None = None
+    output: OutputView | None = None
+    cpu_seconds: float | None = None
+    max_rss_bytes: int | None = None
+    abandoned = False
+    latches: tuple[Latch, ...] = ()
+
+    def __init__(self, batch: BatchRecord, index: int, command: Command, written: object) -> None:
+        self.batch = batch
+        self.index = index
+        self.command = command
+        self.written = written
+
+    @property
+    def began(self) -> float | None:
+        """The monotonic clock when its first attempt began."""
+        return self.clock if self.first_clock is None else self.first_clock
+
+    @property
+    def name(self) -> str:
+        """The name that the user gave, or the command as a reader would write it."""
+        names = self.batch.names
+        return names[self.index] if names is not None else self.command.name
+
+    def elapsed(self, now: float) -> float | None:
+        """Seconds of the attempt that runs, or of the whole job once it ended."""
+        if self.end_clock is not None:
+            return None if self.began is None else self.end_clock - self.began
+        return None if self.clock is None or self.state is not JobState.RUNNING else now - self.clock
+
+
+@dataclass(eq=False)
+class BatchRecord:
+    """Everything about one batch. Written by the Ledger alone, under the Leader's lock."""
+
+    id: str
+    name: str
+    policy: Policy
+    workers: int
+    timeout: float | None
+    context: Context
+    names: list[str] | None = None
+    shell: str = "/bin/sh"
+    cwd: str | None = None
+    env: Mapping[bytes, bytes] = field(default_factory=dict)
+    jobs: list[JobRecord] = field(default_factory=list)
+    state: JobState = JobState.RUNNING
+    counts: dict[JobState, int] = field(default_factory=dict)
+    started_at: float = 0.0
+    clock: float = 0.0
+    end_clock: float | None = None
+    next_new: int = 0  # the first job that nobody has looked at yet
+    due: deque[JobRecord] = field(default_factory=deque)  # retries whose delay is over
+    open_jobs: int = 0  # not yet in a terminal state
+    running: int = 0  # places taken
+    halted: JobState | None = None  # nothing new starts, the rest will be this
+    in_turn: bool = False
+    spent: float = 0.0  # seconds that its ended jobs took, and how many did
+    spent_jobs: int = 0
+    latches: tuple[Latch, ...] = ()
+    job_latches: tuple[Latch, ...] = ()
+    watches: tuple[Any, ...] = ()
+    heard: bool = False  # some subscriber wants its events
+
+
+class Host(Protocol):
+    """What a Leader does for batches and workers; they know nothing else of it."""
+
+    grace: float
+
+    def cancel(self, batch: str, job: int | None = None) -> None: ...
+
+    def stop(self, batch: BatchRecord, job: int | None = None, *, interrupted: bool = False) -> None: ...
+
+    def await_end(self, batch: BatchRecord, job: JobRecord | None, timeout: float | None) -> bool: ...
+
+    def away(self, latch: Latch) -> AbstractContextManager[None]: ...
+
+    def add_latch(self, batch: BatchRecord, latch: Latch, *, each_job: bool = False) -> bool: ...
+
+    def drop_latch(self, batch: BatchRecord, latch: Latch) -> None: ...
+
+    def again(self, batch: BatchRecord, jobs: Sequence[JobRecord], options: Mapping[str, Any]) -> Batch: ...
+
+    def show(self, batch: Batch) -> Any: ...
+
+    def widget(self, batch: Batch) -> Any: ...
+
+    def waited(self, batch: Batch) -> None: ...
+
+
+class Desk(Protocol):
+    """Where workers get their jobs and report: the Leader, as far as a worker knows it."""
+
+    kernel_id: str
+
+    def report(
+        self, worker: Any, job: JobRecord | None, outcome: Outcome | None, value: object = None
+    ) -> JobRecord | None: ...
+
+    def started(self, job: JobRecord, pid: int) -> None: ...
+
+    def printed(self, job: JobRecord, stream: int, text: str, fraction: float | None = None) -> None: ...
+
+    def progressed(
+        self, job: JobRecord, fraction: float | None, done: float | None, total: float | None, message: str
+    ) -> None: ...
+
+    def expired(self, job: JobRecord) -> None: ...
+
+    def new_output(self) -> Any: ...
+
+    def guard(self) -> Any: ...
+
+    def public(self, job: JobRecord) -> Job: ...
+
+    def timeout_error(self, job: JobRecord) -> JobTimeout: ...
+
+    def sheltered(self, worker: Any) -> AbstractContextManager[None]: ...
+
+
+def brief(error: BaseException | None) -> str:
+    """One line that says what went wrong."""
+    if error is None:
+        return ""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything
+        text = "(its message cannot be shown)"
+    if not isinstance(error, ArreaError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def cancelled_error(state: JobState) -> JobCancelled:
+    """The error of a job that was cancelled or skipped."""
+    if state is JobState.SKIPPED:
+        return JobCancelled("skipped: the policy stopped the batch before it started")
+    return JobCancelled("cancelled")
