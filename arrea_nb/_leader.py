@@ -204,7 +204,7 @@ class Leader(Engine, SingletonConfigurable):
         there = checked_cwd(cwd)
         extra = checked_env(env)
         path = extra["PATH"] if "PATH" in extra else own_path(os.environ.get("PATH", os.defpath))
-        runner = checked_shell(_or(shell if shell is not None else DEFAULT, self.shell), path)
+        runner = None if shell is None else checked_shell(shell, path)
         made, names, written = read_commands(commands, limit, cwd=there, path=path)
         _refuse_if_none_can_start(made)
         batch = BatchRecord(
@@ -215,13 +215,19 @@ class Leader(Engine, SingletonConfigurable):
             timeout=seconds,
             context=contextvars.copy_context(),
             names=names,
-            shell=runner,
             cwd=there,
         )
         batch.context.run(running.set, None)
         batch.jobs = [JobRecord(batch, at, made[at], written[at]) for at in range(len(made))]
         if any(command.kind == "shell" for command in made):
-            self._prepare_for_shell(batch, {**os.environ, **extra, "PATH": path})
+            if not SUPPORTED:
+                raise ArreaError("shell commands need Linux (pidfd_open); here only callables run")
+            batch.shell = runner or checked_shell(self.shell, path)
+            batch.env = {
+                **{os.fsencode(key): os.fsencode(value) for key, value in {**os.environ, **extra}.items()},
+                b"PATH": os.fsencode(path),
+                b"PYTHONUNBUFFERED": b"1",
+            }
         if any(isinstance(command, PythonCall) for command in made):
             _capture.install()
         if log:
@@ -541,7 +547,7 @@ class Leader(Engine, SingletonConfigurable):
             "timeout": batch.timeout,
             "policy": batch.policy,
             "name": batch.name,
-            "shell": batch.shell,
+            "shell": batch.shell or None,
             "cwd": batch.cwd,
             "env": env,
             "max_commands": max(len(jobs), self.max_commands),
@@ -550,14 +556,6 @@ class Leader(Engine, SingletonConfigurable):
         return self.execute(commands, **{**defaults, **options})
 
     # Inside
-
-    def _prepare_for_shell(self, batch: BatchRecord, env: Mapping[str, str]) -> None:
-        if not SUPPORTED:
-            raise ArreaError("shell commands need Linux (pidfd_open); here only callables run")
-        batch.env = {
-            **{os.fsencode(key): os.fsencode(value) for key, value in env.items()},
-            b"PYTHONUNBUFFERED": b"1",
-        }
 
     def _record_of(self, batch: Batch | BatchRecord | str | None) -> BatchRecord | None:
         if batch is None or isinstance(batch, BatchRecord):
@@ -627,4 +625,5 @@ def _after_fork_in_child() -> None:
     HoldInterrupts.depth = 0
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

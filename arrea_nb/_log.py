@@ -1,7 +1,8 @@
 """What `log=True` writes: each attempt's start, end and retry, to the logger `arrea_nb`, shown on stderr.
 
-Guarantees: it is a subscriber like any other, so that no line is written under the Leader's lock. A handler
-is added only where nobody has configured logging.
+Guarantees: it is a subscriber like any other, so that no line is written under the Leader's lock. Nobody's
+logging is changed by it: where there is no handler the lines go to stderr, where the logger has no level of
+its own they are shown all the same.
 """
 
 from __future__ import annotations
@@ -20,39 +21,25 @@ class LogWriter:
 
     def __init__(self, batch: BatchRecord) -> None:
         self._batch = batch
-        if not _log.handlers and not logging.getLogger().handlers:
-            handler = logging.StreamHandler(_Stderr())
-            handler.setFormatter(logging.Formatter("%(message)s"))
-            _log.addHandler(handler)
-        if _log.level == logging.NOTSET:
-            _log.setLevel(logging.INFO)
 
     def write(self, event: Event) -> None:
         """One line for an attempt's start, end or retry."""
         if isinstance(event, JobStarted):
-            _log.info("[%d] %s: attempt %d started", event.job, self._name(event.job), event.attempt)
+            self._say(event.job, f"attempt {event.attempt} started")
         elif isinstance(event, JobRetrying):
-            _log.info(
-                "[%d] %s: attempt %d failed (%s); again in %g s",
-                event.job,
-                self._name(event.job),
-                event.attempt,
-                event.error,
-                event.delay,
+            self._say(
+                event.job, f"attempt {event.attempt} failed ({event.error}); again in {event.delay:g} s"
             )
         elif isinstance(event, JobEnded):
-            why = "" if event.error is None else f" ({event.error})"
-            _log.info("[%d] %s: %s%s", event.job, self._name(event.job), event.state, why)
+            self._say(event.job, event.state if event.error is None else f"{event.state} ({event.error})")
 
-    def _name(self, job: int) -> str:
-        return self._batch.jobs[job].name
-
-
-class _Stderr:
-    """Whatever sys.stderr is when a line is written: ipykernel and pytest change it."""
-
-    def write(self, text: str) -> int:
-        return sys.stderr.write(text)
-
-    def flush(self) -> None:
-        sys.stderr.flush()
+    def _say(self, job: int, what: str) -> None:
+        # Not _log.info(): log=True asks for these lines, and nobody asked to change the level of a logger.
+        if _log.level != logging.NOTSET and not _log.isEnabledFor(logging.INFO):
+            return
+        said = (job, self._batch.jobs[job].name, what)
+        record = _log.makeRecord(_log.name, logging.INFO, __file__, 0, "[%d] %s: %s", said, None)
+        if _log.hasHandlers():
+            _log.handle(record)
+        else:
+            sys.stderr.write(record.getMessage() + "\n")

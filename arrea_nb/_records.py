@@ -163,7 +163,7 @@ class BatchRecord:
     timeout: float | None
     context: Context
     names: list[str] | None = None
-    shell: str = "/bin/sh"
+    shell: str = ""  # none, if no command is for one
     cwd: str | None = None
     env: Mapping[bytes, bytes] = field(default_factory=dict)
     jobs: list[JobRecord] = field(default_factory=list)

@@ -353,3 +353,17 @@ def test_the_signatures_are_the_designs():
         "env",
         "unknown",
     ]
+
+
+def test_log_is_shown_on_stderr_and_changes_nobodys_logging(capsys, monkeypatch):
+    """`log=True` writes to the logger `arrea_nb`, shown on stderr; level and handlers stay as they were."""
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logger = logging.getLogger("arrea_nb")
+    before = (logger.level, list(logger.handlers))
+    batch = arrea_nb.execute(["true"], log=True)
+    assert batch.wait(timeout=LONG)
+    lines = ""
+    while "[0] true: succeeded\n" not in lines:
+        lines += capsys.readouterr().err
+    assert lines.startswith("[0] true: attempt 1 started\n")
+    assert (logger.level, logger.handlers) == before

@@ -22,7 +22,10 @@ import time
 # The variable in the environment of every shell job that says which kernel it belongs to.
 KERNEL_ID = "ARREA_KERNEL_ID"
 
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+# By name: Windows, where no guard is ever started, has not all of them.
+_IGNORED = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
+]
 # How long the guard goes on killing what keeps coming back, in seconds.
 _SWEEP_LIMIT = 10.0
 # Between two looks at the processes, in seconds: what was killed takes a moment to go.

@@ -13,7 +13,6 @@ import codecs
 import contextlib
 import logging
 import os
-import resource
 import select
 import signal
 import subprocess
@@ -78,6 +77,8 @@ class _ShellRun:
 
     def run(self) -> Outcome:
         """Spawns the process and sees it to its end."""
+        import resource  # not on Windows, where nothing gets here
+
         own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         out, out_end = os.pipe()
         err, err_end = os.pipe()
