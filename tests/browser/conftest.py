@@ -293,8 +293,24 @@ class Lab:
         self._wait_until_open(timeout)
         if with_kernel:
             self.wait_kernel("idle", timeout=timeout)
+            self._wait_until_answered()
         else:
             self._choose_no_kernel()
+
+    def _wait_until_answered(self):
+        """Asks the kernel until it answers: what a front end sends in its first moment can be lost."""
+        self.page.evaluate(
+            "async () => { "
+            + _PANEL
+            + """
+                const kernel = panel.sessionContext.session.kernel;
+                const late = () => new Promise(resolve => setTimeout(() => resolve('late'), 2000));
+                for (let tries = 0; tries < 20; tries++) {
+                    const asked = kernel.requestExecute({code: '', silent: true, store_history: false});
+                    if (await Promise.race([asked.done.catch(() => 'late'), late()]) !== 'late') return null;
+                }
+                throw new Error('the kernel does not answer'); }"""
+        )
 
     def _choose_no_kernel(self):
         dialog = self.page.locator(".jp-Dialog")
