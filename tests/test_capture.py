@@ -376,6 +376,7 @@ def cell(tmp_path, monkeypatch):
 
     try:
         client.wait_for_ready(timeout=60)
+        run.client = client
         yield run
     finally:
         client.stop_channels()
@@ -419,3 +420,36 @@ def test_cells_of_a_real_kernel_print_ask_and_fail_as_ever(cell):
     assert cell("import builtins; (builtins.input, getpass.getpass)").count("arrea") == 0
     assert cell("_capture.install(); print('seven')") == "seven\n"
     assert cell("print('eight')") == "eight\n"
+
+
+SUBMIT = """
+import arrea_nb, threading
+from IPython.display import HTML, display
+go = threading.Event()
+
+def job():
+    go.wait(30)
+    print("captured")
+    display(HTML("<b>shown</b>"))
+
+batch = arrea_nb.execute([job])
+"""
+
+
+def test_c13_display_in_a_job_goes_to_the_cell_that_submitted_it_and_print_to_no_cell(cell):
+    client = cell.client
+    submitting = client.execute(SUBMIT)
+    later = client.execute("go.set(); batch.results(timeout=30)")
+    displayed, texts, ended = [], [], set()
+    while not displayed or ended != {submitting, later}:
+        message = client.get_iopub_msg(timeout=30)
+        content, parent = message["content"], message["parent_header"].get("msg_id")
+        if message["msg_type"] == "display_data":
+            displayed.append((parent, content["data"].get("text/html")))
+        elif message["msg_type"] in {"stream", "error"}:
+            texts.append(content)
+        elif message["msg_type"] == "status" and content["execution_state"] == "idle":
+            ended.add(parent)
+    assert displayed == [(submitting, "<b>shown</b>")]
+    assert texts == []
+    assert cell("batch[0].stdout") == "'captured\\n'"
