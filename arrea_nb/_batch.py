@@ -128,29 +128,7 @@ class Batch(Sequence[Job]):
     @property
     def eta(self) -> float | None:
         """Seconds that are probably left; None when there is no ground to say so, and at the end."""
-        record = self._record
-        if record.end_clock is not None:
-            return None
-        now = time.monotonic()
-        running = [job for job in record.jobs if job.state is JobState.RUNNING]
-        guesses = [
-            elapsed / job.fraction
-            for job in running
-            if job.fraction and (elapsed := job.elapsed(now)) is not None
-        ]
-        known = record.spent_jobs + len(guesses)
-        if not known:
-            return None
-        usual = (record.spent + sum(guesses)) / known
-        left = usual * (record.counts[JobState.QUEUED] + record.counts[JobState.WAITING])
-        longest = 0.0
-        for job in running:
-            elapsed = job.elapsed(now) or 0.0
-            whole = elapsed / job.fraction if job.fraction else usual
-            rest = max(whole - elapsed, 0.0)
-            longest = max(longest, rest)
-            left += rest
-        return max(longest, left / max(1, min(record.workers, record.open_jobs)))
+        return self._record.eta(time.monotonic())
 
     @property
     def counts(self) -> dict[JobState, int]:

@@ -185,6 +185,37 @@ class BatchRecord:
     watches: tuple[Any, ...] = ()
     heard: bool = False  # some subscriber wants its events
 
+    def eta(self, now: float) -> float | None:
+        """Seconds that are probably left (C23); None when there is no ground to say so.
+
+        What a job usually takes is the mean of those that ended and of those whose progress tells. A running
+        job that is past that will take longer than was thought, so it counts with what it took so far.
+        """
+        if self.end_clock is not None:
+            return None
+        told: list[tuple[float, float]] = []  # of a running job: what it took so far, and will take in all
+        untold: list[float] = []
+        for job in self.jobs:
+            elapsed = job.elapsed(now) if job.state is JobState.RUNNING else None
+            if elapsed is None:
+                continue
+            if job.fraction:
+                told.append((elapsed, elapsed / job.fraction))
+            else:
+                untold.append(elapsed)
+        known = self.spent_jobs + len(told)
+        if not known:
+            return None
+        spent = self.spent + sum(whole for _, whole in told)
+        late = [elapsed for elapsed in untold if elapsed > spent / known]
+        usual = (spent + sum(late)) / (known + len(late))
+        rests = [whole - elapsed for elapsed, whole in told]
+        rests += [usual - elapsed for elapsed in untold if elapsed < usual]
+        left = sum(rests) + usual * (self.counts[JobState.QUEUED] + self.counts[JobState.WAITING])
+        if not left and late:
+            return None  # only such are left as nobody knows anything of
+        return max(left / max(1, min(self.workers, self.open_jobs)), *rests, 0.0)
+
 
 class Host(Protocol):
     """What a Leader does for batches and workers; they know nothing else of it."""

@@ -236,3 +236,44 @@ def test_whatever_happens_the_counters_add_up_and_every_job_ends_once(seed):
             range(len(batch.jobs))
         )
         assert [isinstance(event, BatchEnded) for event in mine].index(True) == len(mine) - 1
+
+
+# C23
+
+
+def _taken(ledger, count, now=0.0):
+    return [ledger.take(now, now) for _ in range(count)]
+
+
+def test_c23_the_usual_duration_of_ended_jobs_is_what_queued_and_running_ones_will_take():
+    ledger, batch, _ = _admitted("p" * 6, workers=2)
+    assert batch.eta(5.0) is None
+    first, second = _taken(ledger, 2)
+    assert batch.eta(5.0) is None
+    ledger.returned(first, None, 10.0, 10.0)
+    _taken(ledger, 1, 10.0)
+    ledger.returned(second, None, 10.0, 10.0)
+    _taken(ledger, 1, 10.0)
+    assert batch.eta(14.0) == pytest.approx((2 * 10.0 + 2 * 6.0) / 2)
+
+
+def test_c23_a_job_that_takes_longer_than_was_usual_raises_what_is_expected_of_the_queued():
+    ledger, batch, _ = _admitted("pppp", workers=2)
+    quick, slow = _taken(ledger, 2)
+    ledger.returned(quick, None, 1.0, 1.0)
+    _taken(ledger, 1, 1.0)
+    assert batch.eta(1.0) == pytest.approx(1.0)
+    ledger.progressed(batch.jobs[2], 0.5, None, None, "", 2.0)
+    # What is known at 19: 1 s, 36 s by its progress, and the slow one, past their mean, with 19 s or more.
+    assert batch.eta(19.0) == pytest.approx(max((18.0 + (1 + 36 + 19) / 3) / 2, 18.0))
+    assert slow.state == "running"
+
+
+def test_c23_when_only_jobs_past_the_usual_are_left_nothing_is_said():
+    ledger, batch, _ = _admitted("pp", workers=2)
+    quick, slow = _taken(ledger, 2)
+    ledger.returned(quick, None, 1.0, 1.0)
+    assert batch.eta(1.0) == 0.0
+    assert batch.eta(30.0) is None
+    ledger.progressed(slow, 0.75, None, None, "", 30.0)
+    assert batch.eta(30.0) == pytest.approx(10.0)
