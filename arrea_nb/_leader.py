@@ -14,63 +14,41 @@ goes on inside, and the one lock, is in `_engine.py`.
 from __future__ import annotations
 
 import atexit
-import contextvars
 import functools
 import inspect
 import itertools
 import logging
 import math
 import os
-import secrets
 import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 from traitlets import Float, Int, Unicode
 from traitlets.config import SingletonConfigurable
 
+from arrea_nb._admission import DEFAULT, read_batch, unknown_option
 from arrea_nb._batch import Batch
 from arrea_nb._broadcast import Callback, Subscription, Watch
-from arrea_nb._commands import (
-    BadCommand,
-    PythonCall,
-    checked_count,
-    checked_cwd,
-    checked_env,
-    checked_seconds,
-    checked_shell,
-    checked_text,
-    read_commands,
-)
+from arrea_nb._commands import checked_count
 from arrea_nb._engine import INTERRUPT_GRACE, Engine
 from arrea_nb._log import LogWriter
 from arrea_nb._policy import Policy
-from arrea_nb._progress import running
 from arrea_nb._records import BatchRecord, JobRecord
 from arrea_nb._section import HoldInterrupts
 from arrea_nb._state import BatchSnapshot, JobSnapshot, LeaderState
-from arrea_nb.errors import AllWorkersFailedError, ArreaError, UnknownBatchError
+from arrea_nb.errors import UnknownBatchError
 from arrea_nb.events import CustomEvent, JobState
 from arrea_nb.workers import _capture
-from arrea_nb.workers._shell import SUPPORTED, own_path
 
 _log = logging.getLogger("arrea_nb")
 _leaders: weakref.WeakSet[Leader] = weakref.WeakSet()
-
-
-class _Default:
-    def __repr__(self) -> str:
-        return "<from the Leader>"
-
-
-DEFAULT: Final[Any] = _Default()
-"""The value of an option that was not given: the Leader's trait of that name decides."""
 
 
 @dataclass
@@ -192,43 +170,23 @@ class Leader(Engine, SingletonConfigurable):
             True
         """
         if unknown:
-            raise TypeError(_unknown_option(next(iter(unknown))))
+            raise TypeError(unknown_option(next(iter(unknown))))
         self._check_usable()
-        limit = checked_count("max_commands", _or(max_commands, self.max_commands), least=0)
-        at_once = checked_count("workers", _or(workers, self.workers))
-        seconds = checked_seconds("timeout", _or(timeout, self.timeout))
-        rules = Policy.of(policy)
-        title = checked_text("name", name) or ""
         if not isinstance(log, bool):
             raise TypeError(f"log: expected True or False, got {log!r}")
-        there = checked_cwd(cwd)
-        extra = checked_env(env)
-        path = extra["PATH"] if "PATH" in extra else own_path(os.environ.get("PATH", os.defpath))
-        runner = None if shell is None else checked_shell(shell, path)
-        made, names, written = read_commands(commands, limit, cwd=there, path=path)
-        _refuse_if_none_can_start(made)
-        batch = BatchRecord(
-            id=secrets.token_hex(8),
-            name=title,
-            policy=rules,
-            workers=at_once,
-            timeout=seconds,
-            context=contextvars.copy_context(),
-            names=names,
-            cwd=there,
+        batch = read_batch(
+            commands,
+            limit=self.max_commands if max_commands is DEFAULT else max_commands,
+            workers=self.workers if workers is DEFAULT else workers,
+            timeout=self.timeout if timeout is DEFAULT else timeout,
+            policy=policy,
+            name=name,
+            shell=shell,
+            default_shell=self.shell,
+            cwd=cwd,
+            env=env,
         )
-        batch.context.run(running.set, None)
-        batch.jobs = [JobRecord(batch, at, made[at], written[at]) for at in range(len(made))]
-        if any(command.kind == "shell" for command in made):
-            if not SUPPORTED:
-                raise ArreaError("shell commands need Linux (pidfd_open); here only callables run")
-            batch.shell = runner or checked_shell(self.shell, path)
-            batch.env = {
-                **{os.fsencode(key): os.fsencode(value) for key, value in {**os.environ, **extra}.items()},
-                b"PATH": os.fsencode(path),
-                b"PYTHONUNBUFFERED": b"1",
-            }
-        if any(isinstance(command, PythonCall) for command in made):
+        if any(job.command.kind == "python" for job in batch.jobs):
             _capture.install()
         if log:
             self.subscribe(LogWriter(batch).write, batch=batch)
@@ -363,11 +321,10 @@ class Leader(Engine, SingletonConfigurable):
     def get_state(self) -> LeaderState:
         """What the Leader knows now."""
         with self._lock, self._section:
-            batches = [
-                (one, dict(one.counts), one.state, one.end_clock) for one in self._ledger.batches.values()
-            ]
-            jobs = [
-                (worker, job, job.state, job.attempt, job.started_at, job.pid, job.fraction)
+            batches = [BatchSnapshot.of(one) for one in self._ledger.batches.values()]
+            # Without their names, which are made outside the lock: the repr of an argument is user code.
+            running = [
+                (worker.number, job, JobSnapshot.of(job))
                 for worker in self._workers
                 if (job := worker.job) is not None and job.state is JobState.RUNNING
             ]
@@ -375,39 +332,10 @@ class Leader(Engine, SingletonConfigurable):
             abandoned = self._ledger.abandoned
             subscribers = tuple(self._broadcast)
         stats["running"] = stats["started"] - stats["finished"] - stats["failed"] - stats["cancelled"]
-        # Names are made outside the lock: the repr of an argument is user code.
+        workers = {number: replace(one, name=job.name) for number, job, one in running}
         return LeaderState(
-            batches=MappingProxyType(
-                {
-                    one.id: BatchSnapshot(
-                        one.id,
-                        one.name,
-                        state,
-                        MappingProxyType(counts),
-                        len(one.jobs),
-                        one.workers,
-                        one.started_at,
-                        None if end is None else one.started_at + end - one.clock,
-                    )
-                    for one, counts, state, end in batches
-                }
-            ),
-            workers=MappingProxyType(
-                {
-                    worker.number: JobSnapshot(
-                        job.batch.id,
-                        job.index,
-                        job.name,
-                        job.command.kind,
-                        state,
-                        attempt,
-                        started,
-                        pid,
-                        done,
-                    )
-                    for worker, job, state, attempt, started, pid, done in jobs
-                }
-            ),
+            batches=MappingProxyType({one.id: one for one in batches}),
+            workers=MappingProxyType(workers),
             subscribers=subscribers,
             stats=MappingProxyType(stats),
             max_workers=self.max_workers,
@@ -582,27 +510,8 @@ def verb(name: str) -> Callable[..., Any]:
     return call
 
 
-def _or(value: Any, default: Any) -> Any:
-    return default if value is DEFAULT else value
-
-
 def _own_options() -> list[str]:
     return sorted(Leader.class_own_traits(config=True))
-
-
-def _unknown_option(name: str) -> str:
-    if name == "max_workers":
-        return "max_workers: a batch has workers= (at once) and max_commands= (in all)"
-    known = "workers, timeout, log, policy, max_commands, name, shell, cwd, env"
-    return f"{name}: no such option; expected one of {known}"
-
-
-def _refuse_if_none_can_start(commands: Sequence[Any]) -> None:
-    errors = [command.error for command in commands if isinstance(command, BadCommand)]
-    if commands and len(errors) == len(commands):
-        raise AllWorkersFailedError(
-            f"none of {len(errors)} commands could start; the first: {errors[0]}", len(errors), errors
-        )
 
 
 def _close_at_exit(reference: weakref.ref[Leader]) -> None:

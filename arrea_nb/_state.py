@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from arrea_nb._broadcast import Subscription
+from arrea_nb._records import BatchRecord, JobRecord
 from arrea_nb.events import JobState
 
 
@@ -26,6 +28,21 @@ class JobSnapshot:
     pid: int | None
     progress: float | None
 
+    @classmethod
+    def of(cls, job: JobRecord) -> JobSnapshot:
+        """As it is now, without its name."""
+        return cls(
+            batch_id=job.batch.id,
+            index=job.index,
+            name="",
+            kind=job.command.kind,
+            state=job.state,
+            attempt=job.attempt,
+            started_at=job.started_at,
+            pid=job.pid,
+            progress=job.fraction,
+        )
+
 
 @dataclass(frozen=True)
 class BatchSnapshot:
@@ -39,6 +56,21 @@ class BatchSnapshot:
     workers: int
     started_at: float
     ended_at: float | None
+
+    @classmethod
+    def of(cls, batch: BatchRecord) -> BatchSnapshot:
+        """As it is now."""
+        end = batch.end_clock
+        return cls(
+            id=batch.id,
+            name=batch.name,
+            state=batch.state,
+            counts=MappingProxyType(dict(batch.counts)),
+            total=len(batch.jobs),
+            workers=batch.workers,
+            started_at=batch.started_at,
+            ended_at=None if end is None else batch.started_at + end - batch.clock,
+        )
 
 
 @dataclass(frozen=True)
