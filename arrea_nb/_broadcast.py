@@ -12,8 +12,8 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
 from typing import Any, Self
 
@@ -138,49 +138,48 @@ class Subscription:
 
 
 class Watch:
-    """Which jobs of one batch changed since the last look."""
+    """Which jobs of one batch changed since the last look.
 
-    def __init__(self, leave: Callable[[Watch], None], batch: BatchRecord) -> None:
+    Args:
+        leave: Ends it.
+        batch: The batch.
+        lock: The Leader's lock, under which marks are made.
+        bell: Rung when there is something to look at. None: nobody is told.
+    """
+
+    def __init__(
+        self,
+        leave: Callable[[Watch], None],
+        batch: BatchRecord,
+        lock: AbstractContextManager[Any],
+        bell: SimpleQueue[None] | None = None,
+    ) -> None:
         self.batch = batch
         self._leave = leave
+        self._lock = lock
         self._changed: set[int] = set()
-        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._bell = bell
         self._rung = False  # a bell is in the queue already: it holds one at the most, nearly always
 
     def mark(self, index: int) -> None:
         """Notes a change; called under the Leader's lock."""
         self._changed.add(index)
         if not self._rung:
-            self._rung = True
-            self._bell.put(None)
+            self.ring()
 
     def ring(self) -> None:
         """Something other than a job changed: the batch ended, or a command arrived."""
         self._rung = True
-        self._bell.put(None)
-
-    @property
-    def ended(self) -> bool:
-        """Whether the batch has ended."""
-        return self.batch.end_clock is not None
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Waits until something changed or the batch ended; False when nothing did within `timeout` s."""
-        if self._changed or self.ended:
-            return True
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            try:
-                self._bell.get(timeout=None if deadline is None else max(0.0, deadline - time.monotonic()))
-            except Empty:
-                return bool(self._changed) or self.ended
-            self._rung = False
-            return True
+        if self._bell is not None:
+            self._bell.put(None)
 
     def take(self) -> set[int]:
         """The jobs that changed since the last call."""
-        self._rung = False
-        changed, self._changed = self._changed, set()
+        fresh: set[int] = set()
+        # Without the lock a mark could go into the set that was just handed out, and nobody would see it.
+        with self._lock:
+            self._rung = False
+            changed, self._changed = self._changed, fresh
         return changed
 
     def close(self) -> None:

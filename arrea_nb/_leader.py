@@ -27,6 +27,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -414,10 +415,10 @@ class Leader(Engine, SingletonConfigurable):
             raise UnknownBatchError(f"no batch {prefix or 'yet'}; there are: {there}")
         return found[0]
 
-    def watch(self, batch: Batch) -> Watch:
-        """A mailbox of which jobs of this batch changed."""
+    def watch(self, batch: Batch, bell: SimpleQueue[None] | None = None) -> Watch:
+        """A mailbox of which jobs of this batch changed; `bell` is rung when there is something in it."""
         record = batch._record  # noqa: SLF001
-        made = Watch(self._unwatch, record)
+        made = Watch(self._unwatch, record, self._lock, bell)
         with self._lock, self._section:
             record.watches += (made,)
         return made

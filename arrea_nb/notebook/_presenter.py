@@ -322,9 +322,8 @@ class Stage:
         self._live: LiveView | None = None
         self._console: ConsoleView | None = None
         self._broken = False
-        self._watch: Watch | None = self._leader.watch(batch)
         # One thread listens to all batches, so all marks ring the presenter's bell.
-        self._watch._bell = bell  # noqa: SLF001 - until Leader.watch takes a bell
+        self._watch: Watch | None = self._leader.watch(batch, bell)
 
     @property
     def wanted(self) -> bool:
