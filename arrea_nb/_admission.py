@@ -62,6 +62,7 @@ def read_batch(
         AllWorkersFailedError: If not one command could start.
         ArreaError: For a shell command where there are no process groups.
     """
+    __tracebackhide__ = True
     most = checked_count("max_commands", limit, least=0)
     at_once = checked_count("workers", workers)
     seconds = checked_seconds("timeout", timeout)

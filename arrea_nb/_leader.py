@@ -170,6 +170,7 @@ class Leader(Engine, SingletonConfigurable):
             >>> execute(["make -C a", "make -C b"], workers=2).wait()    # doctest: +SKIP
             True
         """
+        __tracebackhide__ = True  # a user's mistake is shown without the way that it took through here
         if unknown:
             raise TypeError(unknown_option(next(iter(unknown))))
         self._check_usable()
@@ -203,6 +204,7 @@ class Leader(Engine, SingletonConfigurable):
         Raises:
             BatchFailed: If a job did not succeed.
         """
+        __tracebackhide__ = True
         batch = None
         view = None
         if isinstance(commands, Iterator):
@@ -241,6 +243,7 @@ class Leader(Engine, SingletonConfigurable):
         """
         from functools import partial
 
+        __tracebackhide__ = True
         if not callable(function):
             raise TypeError(f"function: expected a callable, got {type(function).__name__}")
         if not iterables:
@@ -502,6 +505,7 @@ def verb(name: str) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def call(*args: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
         return getattr(Leader.instance(), name)(*args, **options)
 
     signature = inspect.signature(method)

@@ -759,6 +759,16 @@ def test_a_leader_that_was_there_before_the_extension_takes_the_shells_settings(
     assert leader.workers == 7
 
 
+@pytest.mark.parametrize(
+    "call",
+    ["execute('ls')", "execute(['ls'], workers=0)", "run('ls')", "map(3, [1])", "map(int, [1], timeout=-1)"],
+)
+def test_the_error_of_a_wrong_call_shows_no_way_through_our_code(notebook, call):
+    shown = notebook.run(f"import arrea_nb\narrea_nb.{call}").shown
+    assert "skipping hidden" in shown
+    assert shown.count("arrea_nb/") == 1, shown
+
+
 # Wrong cells
 
 HELP = "; %%arrea? lists the options"
