@@ -109,6 +109,17 @@ def test_c12_past_the_limit_output_is_dropped_with_a_mark_and_the_command_goes_o
         assert shell.output_bytes == shell.stdout.encode()
 
 
+def test_c12_what_an_attempt_printed_is_let_go_when_it_is_tried_again():
+    def work():
+        print("x" * 5000)
+        raise ValueError
+
+    with arrea_nb.Leader(memory_output_bytes=1024) as leader:
+        job = _ended(leader.execute([work], policy={"retries": 3, "retry_delay": 0.0}))[0]
+        assert len(job.attempts) == 4
+        assert [str(path) for path in _spooled()] == [job.output_path]
+
+
 def test_c12_small_output_needs_no_file():
     job = _ended(arrea_nb.execute(["echo hello"]))[0]
     assert job.output_path is None

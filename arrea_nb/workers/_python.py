@@ -57,6 +57,23 @@ class _Running:
             fraction = None if self._readers is None else self._readers[stream].feed(data)
             self._desk.printed(self._job, stream, text, fraction)
 
+    def close(self) -> None:
+        """It is over: what is written from now on is dropped."""
+        self.open = False
+        if self._output is not None:
+            # The frames of an error keep this object, also when the job is tried again: not its output.
+            self._output = _nowhere
+
+
+class _Nowhere:
+    """Takes what a thread that outlived its attempt still writes."""
+
+    def write(self, stream: int, data: bytes) -> None:
+        pass
+
+
+_nowhere = _Nowhere()
+
 
 def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
     """Runs the callable, reports its outcome, and returns the next job."""
@@ -73,11 +90,11 @@ def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
             value = job.batch.context.copy().run(_call, job.command, attempt, worker)
         except BaseException as raised:  # noqa: BLE001 - all of it is the job's outcome
             outcome = _failed(job, desk, raised, worker)
-        attempt.open = False
+        attempt.close()
         return desk.report(worker, job, outcome, value)
     except StopJob:
         # It came in one of the gaps above. An attempt gets it once, so now there is peace.
-        attempt.open = False
+        attempt.close()
         return desk.report(worker, job, outcome, value)
 
 
