@@ -12,13 +12,15 @@ ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
 	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
 
-.PHONY: help demo lab test lint format bench clean
+.PHONY: help demo lab test soak mutations lint format bench clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    run the quick start in a real kernel and print what it did"
 	@echo "make lab     open the notebooks in JupyterLab"
 	@echo "make test    all tests: unit, contracts, browser, notebooks"
+	@echo "make soak    the long part: load, faults, what is left over; SOAK_ARGS='callables --seed 7'"
+	@echo "make mutations  break the code on purpose, and see the tests fail"
 	@echo "make lint    ruff, mypy, import directions"
 	@echo "make format  rewrite the code as ruff wants it"
 	@echo "make bench   compare with other tools"
@@ -37,6 +39,12 @@ test: .venv/.stamp-test
 	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) tests
 	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
+
+soak: .venv/.stamp-test
+	$(ISOLATED) $(BIN)/python tests/soak/run.py $(SOAK_ARGS)
+
+mutations: .venv/.stamp-test
+	$(ISOLATED) $(BIN)/python tests/mutations.py $(MUTATIONS_ARGS)
 
 lint: .venv/.stamp-dev
 	$(BIN)/ruff check .
