@@ -14,6 +14,7 @@ import pytest
 import arrea_nb
 from arrea_nb.errors import BatchFailed, CommandFailed, JobCancelled, JobCrashed, JobTimeout
 from arrea_nb.events import BatchEnded, JobEnded, JobOutput, JobRetrying, JobStarted
+from arrea_nb.workers import _shell
 from arrea_nb.workers._guard import processes_with
 
 LONG = 60.0
@@ -329,6 +330,23 @@ def test_c8_cancelling_one_batch_touches_no_other(tmp_path):
         (tmp_path / "go").touch()
         assert kept.wait(timeout=LONG)
     assert (kept.state, dropped.state) == ("succeeded", "cancelled")
+
+
+def test_c8_the_stop_button_does_not_hit_a_process_before_it_has_a_session_of_its_own(monkeypatch):
+    """SIGINT goes to the kernel's process group, and for a moment a new child belongs to it."""
+    spawn = _shell.subprocess.Popen
+    hit = []
+
+    def interrupted(*args, **options):
+        if hit:
+            return spawn(*args, **options)
+        hit.append(True)
+        return spawn(*args, **options, preexec_fn=lambda: signal.raise_signal(signal.SIGKILL))
+
+    monkeypatch.setattr(_shell.subprocess, "Popen", interrupted)
+    job = arrea_nb.execute(["echo hello"])[0]
+    assert job.result(timeout=LONG).stdout == "hello\n"
+    assert len(job.attempts) == 1
 
 
 def test_c8_one_job_of_a_batch_is_cancelled_and_the_others_run(tmp_path):

@@ -37,6 +37,8 @@ _CHUNK = 65536
 # writes for ever cannot keep the job from ending.
 _PIPE_HOLDS = 1 << 20
 _LOWEST_PRIORITY = 19
+# A flag of a process in /proc, set from its fork to its exec. Popen returns after either that or its end.
+_PF_FORKNOEXEC = 0x40
 
 
 def run_shell(worker: Worker, job: JobRecord, desk: Desk) -> Outcome:
@@ -88,6 +90,8 @@ class _ShellRun:
         try:
             try:
                 popen = self._popen = self._spawn(out_end, err_end)
+                if _was_killed_unborn(popen):
+                    popen = self._popen = self._spawn(out_end, err_end)
                 self._pid = popen.pid
             except (OSError, ValueError) as error:
                 return self._could_not_start(error)
@@ -331,6 +335,24 @@ class _ShellRun:
         stderr = "".join(text for stream, text in segments if stream == "stderr")
         text = stderr if stderr.strip() else "".join(text for _, text in segments)
         return "".join(text.splitlines(keepends=True)[-lines:])
+
+
+def _was_killed_unborn(popen: subprocess.Popen[bytes]) -> bool:
+    """Whether it died before it became its program; reaps it then.
+
+    The stop button's SIGINT goes to the kernel's process group, to which a child belongs until `setsid`.
+    """
+    try:
+        with open(f"/proc/{popen.pid}/stat", "rb", buffering=0) as file:
+            # The name, in parentheses, may contain anything; the flags are the 7th field after it.
+            flags = int(file.read().rpartition(b")")[2].split()[6])
+    except OSError:
+        return False
+    if not flags & _PF_FORKNOEXEC:
+        return False
+    os.waitpid(popen.pid, 0)
+    popen.returncode = 0
+    return True
 
 
 def _milliseconds(until: float | None) -> int | None:
