@@ -14,6 +14,7 @@ import arrea_nb
 def soak(count: int, seed: int, figures: Figures) -> None:
     """Sends `count` interrupts, each at a random moment of a round, and as soon as the last was caught."""
     surroundings = Surroundings()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background ignores it
     leader = arrea_nb.Leader.instance(keep_batches=0, batch_retention=0.0, cleanup_interval=0.05)
     sender = _Sender(count, seed)
     sender.start()
