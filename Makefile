@@ -12,18 +12,19 @@ ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
 	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
 
-.PHONY: help demo lab test soak mutations lint format bench clean
+.PHONY: help demo lab test soak mutations lint lint-js format bench bench-view clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    run the quick start in a real kernel and print what it did"
 	@echo "make lab     open the notebooks in JupyterLab"
-	@echo "make test    all tests: unit, contracts, browser, notebooks"
+	@echo "make test    all tests: unit, contracts, JavaScript, browser, notebooks"
 	@echo "make soak    the long part: load, faults, what is left over; SOAK_ARGS='callables --seed 7'"
 	@echo "make mutations  break the code on purpose, and see the tests fail"
-	@echo "make lint    ruff, mypy, import directions"
+	@echo "make lint    ruff, mypy, import directions, and biome where Node is"
 	@echo "make format  rewrite the code as ruff wants it"
 	@echo "make bench   compare with other tools"
+	@echo "make bench-view  the live view of 100, 1,000 and 10,000 jobs in a browser"
 	@echo "make clean   remove .venv and every cache"
 
 demo: .venv/.stamp-demo
@@ -36,6 +37,8 @@ lab: .venv/.stamp-demo
 
 test: .venv/.stamp-test
 	bash .ci/system-packages
+	$(MAKE) node_modules/.stamp
+	node --test tests/js/*.test.js
 	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) tests
 	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
@@ -51,16 +54,26 @@ lint: .venv/.stamp-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory lint-js; \
+		else echo "without Node the JavaScript is not linted"; fi
 
-format: .venv/.stamp-dev
+lint-js: node_modules/.stamp
+	node_modules/.bin/biome check
+
+format: .venv/.stamp-dev node_modules/.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	node_modules/.bin/biome check --write
 
 bench: .venv/.stamp-dev
 	$(BIN)/python tests/benchmarks/run.py
 
+bench-view: .venv/.stamp-test
+	bash .ci/system-packages
+	$(ISOLATED) $(BIN)/python tests/benchmarks/view.py
+
 clean:
-	rm -rf .venv .cache build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .cache node_modules build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One environment; a stamp says which extra of pyproject.toml it has.
@@ -71,4 +84,9 @@ clean:
 		{ echo "$(PYTHON) -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@mkdir -p $(JUPYTER_HOME)
+	@touch $@
+
+# Tools for the JavaScript, of the versions that package.json names; no lock file, which would name a registry.
+node_modules/.stamp: package.json
+	npm install --no-package-lock --no-audit --no-fund --loglevel=error
 	@touch $@

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from arrea_nb._commands import Kind
-from arrea_nb._records import Attempt, Host, JobRecord, ShellResult
+from arrea_nb._records import Attempt, Host, JobRecord, OutputView, ShellResult
 from arrea_nb.events import JobState
 
 if TYPE_CHECKING:
@@ -231,6 +231,17 @@ class Job:
             return ""
         text = output.tail(max(65536, 200 * lines)).decode("utf-8", "replace")
         return "".join(text.splitlines(keepends=True)[-lines:])
+
+    @property
+    def output_view(self) -> OutputView | None:
+        """What the last attempt printed, as a view reads it; None before it printed."""
+        return self._record.output
+
+    @property
+    def retry_in(self) -> float | None:
+        """Seconds until its next attempt, while it waits for that; else None."""
+        due = self._record.due
+        return None if due is None or self.state is not JobState.WAITING else max(0.0, due - time.monotonic())
 
     def output_since(self, offset: int, limit: int = 32768) -> tuple[list[tuple[str, str]], int, int]:
         """What it printed since `offset`, as a view wants it.

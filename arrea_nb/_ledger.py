@@ -390,6 +390,7 @@ class Ledger:
         job.stop = None
         job.error = error
         job.fraction = None
+        job.due = now + delay
         self._move(job, WAITING)
         if job.batch.heard:
             self._publish(JobRetrying(job.batch.id, at, job.index, job.attempt, delay, job.told or ""))

@@ -81,9 +81,14 @@ class OutputView(Protocol):
     @property
     def path(self) -> str | None: ...
 
+    @property
+    def size(self) -> int: ...
+
     def read(self, stream: int | None = None) -> bytes: ...
 
     def tail(self, size: int) -> bytes: ...
+
+    def head(self, size: int) -> tuple[list[tuple[str, str]], int]: ...
 
     def since(self, offset: int, limit: int) -> tuple[list[tuple[str, str]], int, int]: ...
 
@@ -111,6 +116,7 @@ class JobRecord:
     first_clock: float | None = None  # of its first attempt, once there is a second; clocks are monotonic
     clock: float | None = None
     end_clock: float | None = None
+    due: float | None = None  # while it waits, the clock of its next attempt
     first_at: float | None = None
     started_at: float | None = None
     value: Any = None

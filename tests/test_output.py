@@ -302,6 +302,21 @@ def test_since_gives_what_is_new_and_where_to_go_on(make):
     assert output.since(0, 4) == ([("stderr", "hree")], 11, 7)
 
 
+def test_head_gives_what_was_printed_first_from_memory_or_from_the_file(make):
+    output = make(memory_limit=64)
+    assert output.head(10) == ([], 0)
+    output.write(0, b"one ")
+    output.write(1, b"two ")
+    output.write(0, "€".encode())
+    assert output.head(100) == ([("stdout", "one "), ("stderr", "two "), ("stdout", "€")], 11)
+    for _ in range(10):
+        output.write(0, b"x" * 50)
+    assert output.head(9) == ([("stdout", "one "), ("stderr", "two ")], 8)
+    assert output.head(6) == ([("stdout", "one "), ("stderr", "tw")], 6)
+    os.unlink(output.path)
+    assert output.head(10) == ([], 0)
+
+
 def test_since_holds_back_a_character_that_has_not_arrived_whole(make):
     output = make(memory_limit=1000)
     euro = "€".encode()

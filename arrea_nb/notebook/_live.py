@@ -1,7 +1,10 @@
 """The live view of one batch in a browser: frames out, commands in.
 
-    Frames ──picture, frame, ack──▶ live.js
-    inbox ◀──hello, bye, command──── live.js
+    Frames ──picture, frame, ack───▶ static/view.js
+    inbox ◀──hello, bye, look, command── static/view.js
+
+The view's JavaScript is a few ES modules under `static/`, each of which imports the ones before it.
+anywidget takes one module as a string, so `joined` puts them together; there is no build step.
 
 Guarantees: the synced traits hold only what a view begins with. Nothing is built or sent before a browser
 said hello; then at most ten frames a second, each with a number and only what changed since the last. What
@@ -12,8 +15,9 @@ presenter's thread, the only one that sends. A command that comes twice is carri
 from __future__ import annotations
 
 import logging
+import re
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +25,17 @@ import anywidget
 from traitlets import Int, Unicode
 
 from arrea_nb._batch import Batch
-from arrea_nb._job import Job
 from arrea_nb._records import brief
+from arrea_nb.notebook._frames import Frames
 
 _log = logging.getLogger("arrea_nb")
 _STATIC = Path(__file__).parent / "static"
+_PARTS = ("text", "terminal", "dom", "line", "state", "rows", "output", "timeline", "view")
 
 FRAME_INTERVAL = 0.1
 """Seconds from one frame to the next, at the least."""
 HEARTBEAT = 5.0
 """Seconds of silence after which a running batch sends an empty frame: so the browser knows a dead kernel."""
-_JOB_OUTPUT = 32 << 10  # bytes of one job's output in one frame
-_FRAME_OUTPUT = 256 << 10  # and of all jobs
 _MOST_CLIENTS = 100
 _MOST_REFS = 1000
 
@@ -40,95 +43,15 @@ Message = dict[str, Any]
 Verbs = Mapping[str, Callable[[Mapping[str, Any]], object]]
 
 
-class Frames:
-    """What a browser is told of a batch: the whole picture, then only what changed."""
+def joined(folder: Path, parts: tuple[str, ...]) -> str:
+    """One ES module of several: each after those that it imports, without what names them to each other.
 
-    def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._number = 0
-        self._rows: dict[int, Message] = {}  # as last sent
-        self._offsets: dict[int, tuple[int, int]] = {}  # from job to the attempt, and how far it was sent
-        self._printing: OrderedDict[int, None] = OrderedDict()  # may have output that was not sent yet
-
-    @property
-    def behind(self) -> bool:
-        """Whether there is output that did not fit into the last frame."""
-        return bool(self._printing)
-
-    def picture(self) -> Message:
-        """Everything but the output, which follows in the next frames."""
-        self._offsets.clear()
-        self._printing = OrderedDict.fromkeys(range(len(self._batch)))
-        rows = []
-        for job in self._batch.jobs:
-            row = self._rows[job.index] = _row(job)
-            rows.append({"name": job.name[:2000], "kind": job.kind, **row})
-        return {"kind": "picture", "batch": _batch(self._batch), "jobs": rows, **self._next()}
-
-    def frame(self, changed: Iterable[int]) -> Message:
-        """The jobs that changed, and output as far as it fits."""
-        rows = []
-        for index in sorted(changed):
-            row = _row(self._batch[index])
-            self._printing[index] = None
-            if row != self._rows.get(index):
-                self._rows[index] = row
-                rows.append([index, row])
-        return {
-            "kind": "frame",
-            "batch": _batch(self._batch),
-            "jobs": rows,
-            "output": self._output(),
-            **self._next(),
-        }
-
-    def _next(self) -> Message:
-        self._number += 1
-        return {"number": self._number}
-
-    def _output(self) -> list[Message]:
-        """What was printed since it was last sent, as far as a frame may grow; the rest waits its turn."""
-        found = []
-        room = _FRAME_OUTPUT
-        while self._printing and room > 0:
-            index, _ = self._printing.popitem(last=False)
-            job = self._batch[index]
-            attempt, offset = self._offsets.get(index, (0, 0))
-            if attempt != job.attempt:
-                attempt, offset = job.attempt, 0
-            segments, end, skipped = job.output_since(offset, min(_JOB_OUTPUT, room))
-            self._offsets[index] = (attempt, end)
-            if segments:
-                room -= sum(len(text) for _, text in segments)
-                found.append({"job": index, "attempt": attempt, "skipped": skipped, "text": segments})
-        return found
-
-
-def _row(job: Job) -> Message:
-    """What changes about a job, without what is None."""
-    elapsed = job.elapsed
-    row = {
-        "state": job.state.value,
-        "attempt": job.attempt,
-        "elapsed": None if elapsed is None else round(elapsed, 2),
-        "progress": job.progress,
-        "message": job.message[:500] or None,
-        "error": brief(job.error) or None,
-        "note": job.note,
-    }
-    return {key: value for key, value in row.items() if value is not None}
-
-
-def _batch(batch: Batch) -> Message:
-    eta = batch.eta
-    return {
-        "state": batch.state.value,
-        "workers": batch.workers,
-        "timeout": batch.timeout,
-        "elapsed": round(batch.elapsed, 2),
-        "eta": None if eta is None else round(eta, 1),
-        "counts": {state.value: number for state, number in batch.counts.items() if number},
-    }
+    Comments and indentation go too: programs that save widgets' state save this with every batch.
+    """
+    text = "".join((folder / f"{part}.js").read_text("utf-8") for part in parts)
+    text = re.sub(r"^import [^;]*;\n", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^export (?!default)", "", text, flags=re.MULTILINE)
+    return re.sub(r"^ *(?:(?:// |/\*\*|\* |\*/).*)?\n?", "", text, flags=re.MULTILINE)
 
 
 class LiveView(anywidget.AnyWidget):
@@ -140,8 +63,8 @@ class LiveView(anywidget.AnyWidget):
         notice: Called from any thread when the browser sent something, to have `step` called soon.
     """
 
-    _esm = _STATIC / "live.js"
-    _css = _STATIC / "live.css"
+    _esm = joined(_STATIC, _PARTS)
+    _css = (_STATIC / "live.css").read_text("utf-8")
     batch_id = Unicode().tag(sync=True)
     name = Unicode().tag(sync=True)
     total = Int().tag(sync=True)
@@ -198,16 +121,17 @@ class LiveView(anywidget.AnyWidget):
         if self._asked:
             self._asked = False
             take()
-            self._send_frame(self._frames.picture(), now)
+            self._send_frame(self._frames.picture(now), now)
         else:
-            changed = take()
+            self._frames.look(take())
             late = now >= self._last_sent + HEARTBEAT and not ended
-            if changed or self._frames.behind or late or (ended and not self._said_end):
-                self._send_frame(self._frames.frame(changed), now)
+            if self._frames.behind or late or (ended and not self._said_end):
+                self._send_frame(self._frames.frame(now), now)
         self._said_end = ended
+        self._frames.measure(now)  # after the frame, which it would hold up
         if self._frames.behind:
             return self._last_sent + FRAME_INTERVAL
-        return None if ended else self._last_sent + HEARTBEAT
+        return None if ended else min(self._last_sent + HEARTBEAT, self._frames.due)
 
     def _send_frame(self, message: Message, now: float) -> None:
         self._last_sent = now
@@ -221,6 +145,8 @@ class LiveView(anywidget.AnyWidget):
                 self.seen.add(client)
                 self._clients.add(client)
             self._asked = True
+        elif kind == "look":
+            self._frames.prefer(content.get("job"))
         elif kind == "bye":
             self._clients.discard(str(content.get("client")))
         elif kind == "command":

@@ -198,6 +198,35 @@ class Output:
         pieces, losses = _pieces(picture, last=size)
         return _joined(pieces, losses)[-size:]
 
+    def head(self, size: int) -> tuple[list[tuple[str, str]], int]:
+        """What was printed first, at most `size` bytes of it, as far as it can be read.
+
+        Returns:
+            Pairs of stream and text, and the offset after them. A character that would be cut is left out.
+        """
+        with self._lock:
+            start, memory = self._end
+            data = bytes(memory[:size]) if start == 0 else None
+            path, losses, runs_start = self._file_path, self._losses, self._runs_start
+            runs = [] if runs_start else self._runs_from(0)
+        if data is None:
+            most = min(size, losses[0].start) if losses else size
+            try:
+                with open(path or "", "rb") as file:
+                    data = file.read(most)
+            except OSError:
+                return [], 0
+        data = data[: len(data) - _incomplete(data)]
+        told = []
+        room = len(data)
+        # With so many changes of stream that the first are filed, all of it counts as stdout.
+        for stream, length in runs or [[0, room]]:
+            told.append([stream, min(length, room)])
+            room -= told[-1][1]
+            if not room:
+                break
+        return _texts(data, told), len(data)
+
     def since(self, offset: int, limit: int) -> tuple[list[tuple[str, str]], int, int]:
         """What was printed since `offset`, of that the last `limit` bytes, as far as it is in memory.
 

@@ -59,6 +59,12 @@ _SETTINGS = {
 _PANEL = "const app = window.jupyterapp, panel = app.shell.currentWidget; "
 
 
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "kernel_ends: JupyterLab says in the browser's console that it lost it"
+    )
+
+
 def pytest_collection_modifyitems(items):
     """Puts the browser tests last: Playwright leaves an event loop running in the main thread."""
     here = Path(__file__).parent
@@ -89,7 +95,11 @@ def ipykernel_73():
 @pytest.fixture(scope="session")
 def jupyter_home(tmp_path_factory):
     """Fresh Jupyter folders with our own kernels, and the environment that makes Jupyter use them alone."""
-    home = tmp_path_factory.mktemp("jupyter")
+    return new_home(tmp_path_factory.mktemp("jupyter"))
+
+
+def new_home(home):
+    """Fills a folder as `jupyter_home` says; returns it with the environment."""
     for plugin, settings in _SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -218,12 +228,19 @@ def browser(tmp_path_factory):
     executable = shutil.which("chromium")
     if executable is None:
         pytest.fail("the browser tests need Chromium; run: bash .ci/system-packages")
+    with launched(executable, tmp_path_factory.mktemp("chromium")) as context:
+        yield context
+
+
+@contextlib.contextmanager
+def launched(executable, profile, *flags):
+    """Chromium, as a browser context."""
     with sync_playwright() as playwright:
         # A profile on disk: later pages find the front end's JavaScript fetched and compiled, a second each.
         context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("chromium"),
+            profile,
             executable_path=executable,
-            args=_CHROMIUM_FLAGS,
+            args=[*_CHROMIUM_FLAGS, *flags],
             viewport={"width": 1280, "height": 900},
         )
         context.set_default_timeout(30_000)
@@ -328,6 +345,43 @@ class Lab:
             arg=self.path,
             timeout=timeout * 1000,
         )
+
+    # A batch
+
+    def start(self, cell, *, more=(), load="%load_ext arrea_nb\nimport arrea_nb, os, time", **options):
+        """Runs `cell` as cell 1 of a new notebook, and returns when its live view has rows."""
+        self.open([load, cell, *more], **options)
+        self.run(0)
+        self.run(1, wait=False)
+        self.view(1).locator(".arrea-row").first.wait_for()
+
+    def view(self, index):
+        """The live view in a cell's output, as a Playwright locator."""
+        return self.output(index).locator(".arrea")
+
+    def job(self, index, job, *, state=None):
+        """The row of a job, as a Playwright locator; of it in this state alone."""
+        wanted = "" if state is None else f'[data-state="{state}"]'
+        return self.view(index).locator(f'.arrea-row[data-index="{job}"]{wanted}:not([hidden])')
+
+    def wait_state(self, index, job, state):
+        """Waits until the live view shows the job in this state."""
+        self.job(index, job, state=state).wait_for()
+
+    def wait_panel(self, index, text):
+        """Waits until the output panel of a live view shows exactly this."""
+        self.page.wait_for_function(
+            "([panel, text]) => panel.innerText.trim() === text",
+            arg=[self.view(index).locator(".arrea-output").element_handle(), text],
+        )
+
+    def wait_gone(self, index):
+        """Waits until the live view has left the cell."""
+        self.view(index).wait_for(state="detached")
+
+    def is_running(self, index):
+        """Whether the cell's prompt says that it still runs."""
+        return "*" in self.cell(index).locator(".jp-InputPrompt").first.inner_text()
 
     # Doing
 
@@ -475,6 +529,10 @@ def _page(browser, server, request):
     lab = Lab(browser.new_page(), server)
     try:
         yield lab
+        assert lab.external_requests == [], "something was fetched from another machine"
+        # Notebook 7 has an error of its own, with or without us.
+        errors = [error for error in lab.console_errors if "schema" not in error]
+        assert errors == [] or request.node.get_closest_marker("kernel_ends"), errors
         if request.node.stash.get(_FAILED, False):
             _SCREENSHOTS.mkdir(exist_ok=True)
             name = re.sub(r"[^\w.-]+", "-", request.node.name)

@@ -1,0 +1,141 @@
+// Which rows exist, what they say, the lanes of the timeline, and the line to the kernel.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { KernelLine } from "../../arrea_nb/notebook/static/line.js";
+import { outcome, range, remark } from "../../arrea_nb/notebook/static/rows.js";
+import { Job } from "../../arrea_nb/notebook/static/state.js";
+import { lanes } from "../../arrea_nb/notebook/static/timeline.js";
+
+const job = (fields) => Object.assign(new Job(0), fields);
+
+test("only the rows that can be seen exist, with a few around them", () => {
+  assert.deepEqual(range(0, 240, 24, 10_000), [0, 14]);
+  assert.deepEqual(range(2400, 240, 24, 10_000), [96, 114]);
+  assert.deepEqual(range(239_760, 240, 24, 10_000), [9986, 10_000]);
+  assert.deepEqual(range(0, 240, 24, 3), [0, 3]);
+  assert.deepEqual(range(0, 240, 24, 0), [0, 0]);
+  assert.deepEqual(range(9_999, 240, 24, 5), [4, 5]);
+});
+
+test("what a row says of how it ended, or when it goes on", () => {
+  const failed = (error) => outcome(job({ state: "failed", more: { error } }), 1, 0);
+  assert.equal(failed("exit 1: no such file"), "exit 1");
+  assert.equal(failed("ValueError: a long story: with colons"), "ValueError");
+  assert.equal(failed("an error of its own kind, told at length"), "failed");
+  assert.equal(outcome(job({ state: "timed_out", more: { error: "x" } }), 1, 0), "timed out");
+  const waiting = job({ state: "waiting", attempt: 1, more: { due: 4.9 }, at: 0 });
+  assert.equal(outcome(waiting, 3, 0), "again in 4 s (2 of 3)");
+  assert.equal(outcome(waiting, 3, 3_000), "again in 1.9 s (2 of 3)");
+  assert.equal(outcome(waiting, 3, 9_000), "again now (2 of 3)");
+  assert.equal(outcome(job({ state: "running" }), 1, 0), "");
+});
+
+test("the last column: why it failed, else the message, else the last line", () => {
+  const says = (fields) => remark(job({ line: "printed", ...fields }));
+  assert.equal(says({ state: "failed", more: { error: "exit 1: no such file" } }), "no such file");
+  assert.equal(says({ state: "failed", more: { error: "exit 1" } }), "printed");
+  assert.equal(says({ state: "waiting", more: { error: "exit 7: refused" } }), "refused");
+  assert.equal(says({ state: "timed_out", more: { error: "timed out after 30 s" } }), "printed");
+  assert.equal(
+    says({ state: "timed_out", line: "", more: { error: "timed out after 30 s" } }),
+    "timed out after 30 s",
+  );
+  assert.equal(says({ state: "running", more: { message: "epoch 3" } }), "epoch 3");
+  assert.equal(says({ state: "running" }), "printed");
+});
+
+test("each attempt is on the first lane that is free", () => {
+  const { placed, count } = lanes([
+    [0, 2, "failed", "a"],
+    [2.001, null, "running", "d"],
+    [0, 5, "succeeded", "b"],
+    [1, 3, "succeeded", "c"],
+    [6, null, "running", "e"],
+  ]);
+  assert.equal(count, 3);
+  assert.deepEqual(
+    placed.map(({ attempt, lane }) => [attempt[3], lane]),
+    [
+      ["a", 0],
+      ["b", 1],
+      ["c", 2],
+      ["d", 0],
+      ["e", 1],
+    ],
+  );
+  assert.deepEqual(lanes([]), { placed: [], count: 0 });
+});
+
+class Kernel {
+  constructor() {
+    this.now = 0;
+    this.sent = [];
+    this.line = new KernelLine(
+      (message) => this.sent.push(message),
+      "me",
+      () => {},
+      () => this.now,
+    );
+  }
+
+  kinds() {
+    return this.sent.splice(0).map((message) => message.ref || message.kind);
+  }
+}
+
+test("hello is said until the picture comes, and again when a frame is missing", () => {
+  const kernel = new Kernel();
+  const { line } = kernel;
+  line.greet();
+  kernel.now = 500;
+  line.tick(true);
+  assert.deepEqual(kernel.kinds(), ["hello"]);
+  kernel.now = 1200;
+  line.tick(true);
+  assert.deepEqual(kernel.kinds(), ["hello"]);
+  assert.ok(!line.accept({ kind: "frame", number: 3 }));
+  assert.ok(line.accept({ kind: "picture", number: 4 }));
+  assert.ok(line.accept({ kind: "frame", number: 5 }));
+  kernel.now = 3000;
+  assert.ok(!line.accept({ kind: "frame", number: 7 }));
+  assert.deepEqual(kernel.kinds(), ["hello"]);
+});
+
+test("a command is sent again with its ref until it is acknowledged, and is asked once", () => {
+  const kernel = new Kernel();
+  const { line } = kernel;
+  line.ask("cancel", { job: 1 }, "cancel 1");
+  line.ask("cancel", { job: 1 }, "cancel 1");
+  kernel.now = 800;
+  line.tick(true);
+  assert.deepEqual(
+    kernel.kinds().filter((kind) => kind !== "hello"),
+    ["me-1", "me-1"],
+  );
+  kernel.now = 1100;
+  assert.ok(line.impatient());
+  assert.equal(line.pending("cancel 1"), 1100);
+  line.acknowledged({ ref: "me-1", error: "no such job" });
+  assert.equal(line.pending("cancel 1"), 0);
+  assert.equal(line.error, "no such job");
+});
+
+test("a kernel that is silent too long counts as lost, and one whose comm is closed at once", () => {
+  const kernel = new Kernel();
+  const { line } = kernel;
+  line.accept({ kind: "picture", number: 1 });
+  kernel.now = 7000;
+  line.tick(true);
+  assert.deepEqual(kernel.kinds(), ["hello"]);
+  assert.ok(!line.lost(true));
+  kernel.now = 12_500;
+  assert.ok(line.lost(true));
+  assert.ok(!line.lost(false));
+  line.accept({ kind: "frame", number: 2 });
+  assert.ok(!line.lost(true));
+  line.post = () => {
+    throw new Error("closed");
+  };
+  line.doubt();
+  assert.ok(line.lost(true));
+});
