@@ -132,7 +132,7 @@ def test_over_time_no_more_is_sent_than_the_rate(leader):
         browser.take(frames.frame(number / 10))
         more.release()
     assert batch.wait(LONG)
-    assert sum(browser.sizes) < _frames.BURST + 10 * _frames.RATE * 1.1
+    assert sum(browser.sizes) < _frames.PICTURE + 10 * _frames.RATE
     assert sum(browser.sizes[-20:]) < 2.2 * _frames.RATE
 
 

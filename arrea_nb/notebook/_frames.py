@@ -9,8 +9,9 @@ what more there is: progress, message, error, note, due, cpu, memory, and `past`
 and a job that is not told is queued. A piece of output is `[index, edition, skipped, [[stream, text],
 ...]]`: each attempt's output is an edition, stream 1 is stderr, and so many bytes before it were never sent.
 
-Guarantees: over any time, what is sent stays below RATE and a first BURST, and one message below MESSAGE;
-what does not fit waits, and of output that came faster than that, the beginning and the end are sent.
+Guarantees: once the picture is whole, what is sent over any time stays below RATE and one BURST, and a
+message below MESSAGE, about; what does not fit waits, and of output that came faster than that, the beginning
+and the end are sent.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from arrea_nb.notebook._usage import Usage
 
 RATE = 100_000
 """Bytes a second, in the long run."""
-BURST = 1_500_000
-"""Bytes that may go at once: a first picture, or a sudden flood."""
+PICTURE = 1_500_000
+"""Bytes that may come on top of that until a browser has the whole picture."""
+BURST = 200_000
+"""Bytes that may go at once after that."""
 MESSAGE = 192 << 10
 """Bytes of one message, about."""
 _JOB_OUTPUT = 96 << 10  # bytes of one job's output in one message, at the most
@@ -63,8 +66,9 @@ class Frames:
         self._usage = Usage()
         self.due = math.inf
         self._number = 0
-        self._room = float(BURST)
+        self._room = float(PICTURE)
         self._room_at = -math.inf
+        self._whole = False  # the picture is
         self._names = 0  # so many are sent
         self._sent: dict[int, Row] = {}
         self._stale: OrderedDict[int, None] = OrderedDict()  # may be other than sent
@@ -100,7 +104,8 @@ class Frames:
 
     def picture(self, now: float) -> Message:
         """Everything that the first message has room for; the rest follows in frames."""
-        self._room, self._room_at = float(BURST), now
+        self._room, self._room_at = float(PICTURE), now
+        self._whole = False
         self._names = 0
         self._sent.clear()
         self._offsets.clear()
@@ -112,8 +117,8 @@ class Frames:
 
     def frame(self, now: float) -> Message:
         """What changed, as far as it fits."""
-        self._room = min(BURST, self._room + RATE * max(0.0, min(now - self._room_at, 60.0)))
-        self._room_at = now
+        grown = self._room + RATE * (now - self._room_at)
+        self._room, self._room_at = min(grown, BURST) if self._whole else min(grown, PICTURE), now
         room = whole = min(self._room, MESSAGE)
         self._number += 1
         message: Message = {"kind": "frame", "number": self._number, "batch": _batch(self._batch)}
@@ -123,6 +128,7 @@ class Frames:
         message["jobs"], room = self._some_rows(room, now)
         message["output"], room = self._some_output(room)
         self._room -= whole - room + 300
+        self._whole = self._whole or not self.behind
         return message
 
     def _some_names(self, room: float) -> tuple[list[Any], float]:
@@ -187,7 +193,7 @@ class Frames:
     def _more(self, job: Job, index: int, *, running: bool) -> Message:
         progress = job.progress
         more: Message = {
-            "progress": None if progress is None else round(progress, 3),
+            "progress": None if progress is None or job.state.ended else round(progress, 3),
             "message": job.message[:500] or None,
             "note": job.note,
         }
