@@ -1,7 +1,7 @@
 """The live view at scale, in a real JupyterLab in headless Chromium: `make bench-view`.
 
 For each size one table row: from the cell's start to painted rows, the longest task of the page's main thread
-(JupyterLab's own among them) while the view is live, and with the end, when the summary takes its place; frames
+(JupyterLab's own among them) while the view is live, and when the summary takes its place at the end; frames
 a second while the table is scrolled; what comes over the wire once the first picture is there; and how much
 longer a batch of busy callables takes with the view than without.
 Run it on a machine that does nothing else.
