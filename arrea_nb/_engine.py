@@ -282,15 +282,21 @@ class Engine:
 
     def _admit(self, batch: BatchRecord) -> Batch:
         made = Batch(batch, cast("Host", self))
-        with self._lock, self._section:
-            batch.clock = time.monotonic()
-            batch.started_at = time.time()
-            batch.heard = self._broadcast.wants(batch.id)
-            self._ledger.admit(batch, batch.started_at)
-            self._batches[batch.id] = made
-            self._hire()
-            if batch.end_clock is not None:
-                self._plan_sweep(batch.clock)
+        try:
+            with self._lock, self._section:
+                batch.clock = time.monotonic()
+                batch.started_at = time.time()
+                batch.heard = self._broadcast.wants(batch.id)
+                self._ledger.admit(batch, batch.started_at)
+                self._batches[batch.id] = made
+                self._hire()
+                if batch.end_clock is not None:
+                    self._plan_sweep(batch.clock)
+        except KeyboardInterrupt:
+            # It came at the end of the section: nobody will have this Batch, so nothing of it shall go on.
+            if batch.counts:
+                self.stop(batch, interrupted=True)
+            raise
         return made
 
     def _hire(self) -> None:

@@ -42,7 +42,7 @@ from arrea_nb._engine import INTERRUPT_GRACE, Engine
 from arrea_nb._log import LogWriter
 from arrea_nb._policy import Policy
 from arrea_nb._records import BatchRecord, JobRecord
-from arrea_nb._section import HoldInterrupts
+from arrea_nb._section import HoldInterrupts, take_from
 from arrea_nb._state import BatchSnapshot, JobSnapshot, LeaderState
 from arrea_nb.errors import UnknownBatchError
 from arrea_nb.events import CustomEvent, JobState
@@ -50,6 +50,8 @@ from arrea_nb.workers import _capture
 
 _log = logging.getLogger("arrea_nb")
 _leaders: weakref.WeakSet[Leader] = weakref.WeakSet()
+# How long an interrupted cell waits for its jobs to end, in seconds: their grace is 1 s then.
+_PATIENCE = 3.0
 
 
 @dataclass
@@ -205,25 +207,18 @@ class Leader(Engine, SingletonConfigurable):
             BatchFailed: If a job did not succeed.
         """
         __tracebackhide__ = True
-        batch = None
-        view = None
         if isinstance(commands, Iterator):
             # A generator is the user's code: it can be interrupted, and may be endless.
             limit = options.get("max_commands", self.max_commands)
             commands = list(itertools.islice(commands, limit + 1)) if isinstance(limit, int) else commands
-        try:
-            with self.uninterrupted():
-                batch = self.execute(commands, **options)
+        with self.uninterrupted():
+            batch = self.execute(commands, **options)
             view = self.show(batch)
-            batch.wait()
-        except KeyboardInterrupt:
-            if batch is not None:
-                batch.cancel(interrupted=True)
-                batch.wait()
-            raise
-        finally:
-            if view is not None:
-                view.finish()
+            try:
+                self.see_out(batch)
+            finally:
+                if view is not None:
+                    view.finish()
         return batch.results()
 
     def map(self, function: Callable[..., Any], *iterables: Iterable[Any], **options: Any) -> list[Any]:
@@ -450,6 +445,33 @@ class Leader(Engine, SingletonConfigurable):
         """Holds SIGINT back on the main thread, and raises it at the end."""
         with HoldInterrupts():
             yield
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the stop button was pressed in what `uninterrupted` holds here."""
+        return HoldInterrupts.noted and threading.current_thread() is threading.main_thread()
+
+    def see_out(self, batch: Batch) -> None:
+        """Waits for the end of a batch, inside `uninterrupted`; an interrupt cancels it.
+
+        So there is no moment at which an interrupt, or a second one, could leave the batch running: it is
+        raised when `uninterrupted` ends, after whatever else the caller does at the end.
+        """
+        record = batch._record  # noqa: SLF001
+        bell: SimpleQueue[Any] = SimpleQueue()
+        HoldInterrupts.bell = bell if threading.current_thread() is threading.main_thread() else None
+        try:
+            if not self.add_latch(record, bell) and not self.interrupted:
+                with self.away(bell):
+                    take_from(bell, None)
+        finally:
+            HoldInterrupts.bell = None
+            self.drop_latch(record, bell)
+        if self.interrupted:
+            batch.cancel(interrupted=True)
+            batch.wait(_PATIENCE)
+        else:
+            self.waited(batch)
 
     def show(self, batch: Batch) -> Any:
         """Shows a batch, if something that can is registered. Returns its view, or None."""

@@ -32,6 +32,8 @@ class HoldInterrupts:
 
     depth = 0  # of the main thread, the only one that ever writes it
     noted = False
+    # Rung by an interrupt that is noted: what the main thread waits for meanwhile.
+    bell: SimpleQueue[Any] | None = None
     _before: Any = None
 
     def __enter__(self) -> None:
@@ -98,6 +100,9 @@ def take_from(queue: SimpleQueue[T], timeout: float | None) -> T:
 
 def _note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's arguments
     HoldInterrupts.noted = True
+    bell = HoldInterrupts.bell
+    if bell is not None:
+        bell.put(None)
 
 
 class Section:

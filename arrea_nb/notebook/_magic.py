@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 
     from arrea_nb._batch import Batch
 
-# How long an interrupted cell waits for its jobs to end, in seconds: their grace is 1 s then.
-_PATIENCE = 3.0
 _LOG_LINES = 1000
 _OURS = str(Path(__file__).resolve().parent.parent)
 
@@ -131,26 +129,22 @@ class ArreaMagics(Magics):
         origin = _Origin(self._cell(line, cell), raises=not options.no_raise)
         self._tell_what_still_runs(leader, origin.cell)
         batch: Batch | None = None
-        view = None
         try:
             with leader.uninterrupted():
                 batch = _executed(leader, commands, with_options)
                 self._keep(batch, options.out, origin)
-            if options.bg:
-                leader.show(batch)
-                return
-            view = leader.show(batch)
-            batch.wait()
+                view = leader.show(batch)
+                try:
+                    if not options.bg or leader.interrupted:
+                        leader.see_out(batch)
+                finally:
+                    if view is not None and (not options.bg or leader.interrupted):
+                        view.finish()
         except KeyboardInterrupt as interrupt:
             if batch is not None:
-                batch.cancel(interrupted=True)
-                batch.wait(_PATIENCE)
                 _shown_in_one_line(interrupt, f"{_told(batch)}. Batch: _arrea")
             raise
-        finally:
-            if view is not None:
-                view.finish()
-        if origin.raises:
+        if origin.raises and not options.bg:
             _raise_if_failed(batch, "_arrea")
 
     @_magic(line_magic, "arrea")
@@ -205,8 +199,9 @@ class ArreaMagics(Magics):
         self._before = None
 
     def _wait(self, leader: Leader, batch: Batch) -> None:
-        view = leader.show(batch)
         try:
+            with leader.uninterrupted():
+                view = leader.show(batch)
             batch.wait()
         except KeyboardInterrupt as interrupt:
             _shown_in_one_line(interrupt, f"batch {_short(leader, batch)} goes on")
