@@ -12,20 +12,21 @@ ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
 	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
 
-.PHONY: help demo lab test soak mutations lint lint-js format bench bench-view clean
+.PHONY: help demo lab notebooks test soak mutations lint lint-js format bench bench-view clean
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    run the quick start in a real kernel and print what it did"
-	@echo "make lab     open the notebooks in JupyterLab"
-	@echo "make test    all tests: unit, contracts, JavaScript, browser, notebooks"
-	@echo "make soak    the long part: load, faults, what is left over; SOAK_ARGS='callables --seed 7'"
-	@echo "make mutations  break the code on purpose, and see the tests fail"
-	@echo "make lint    ruff, mypy, import directions, and biome where Node is"
-	@echo "make format  rewrite the code as ruff wants it"
-	@echo "make bench   compare with other tools"
+	@echo "make demo        run the quick start in a real kernel and print what it did"
+	@echo "make lab         open the notebooks in JupyterLab"
+	@echo "make notebooks   run the notebooks and save their outputs anew"
+	@echo "make test        all tests: unit, contracts, JavaScript, browser, notebooks"
+	@echo "make soak        the long part: load, faults, what is left over; SOAK_ARGS='callables --seed 7'"
+	@echo "make mutations   break the code on purpose, and see the tests fail"
+	@echo "make lint        ruff, mypy, import directions, and biome where Node is"
+	@echo "make format      rewrite the code as ruff wants it"
+	@echo "make bench       compare with other tools"
 	@echo "make bench-view  the live view of 100, 1,000 and 10,000 jobs in a browser"
-	@echo "make clean   remove .venv and every cache"
+	@echo "make clean       remove .venv and every cache"
 
 demo: .venv/.stamp-demo
 	@$(ISOLATED) $(BIN)/python notebooks/run.py notebooks/01-quickstart.ipynb
@@ -34,6 +35,9 @@ lab: .venv/.stamp-demo
 	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None \
 		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate \
 		$(if $(filter 0,$(shell id -u)),--allow-root)
+
+notebooks: .venv/.stamp-demo
+	$(ISOLATED) $(BIN)/python notebooks/run.py --save
 
 test: .venv/.stamp-test
 	bash .ci/system-packages

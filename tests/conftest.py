@@ -4,8 +4,10 @@ The session has a temporary directory of its own, so that a file found there is 
 environment, so that a process found anywhere on the machine can be told to come from this run.
 """
 
+import configparser
 import gc
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -43,6 +45,20 @@ def jupyter_event_loop():
     loop = ensure_event_loop()
     yield
     loop.close()
+
+
+@pytest.fixture(scope="session")
+def masked():
+    """Makes of a saved text/html what nbval compares."""
+    config = configparser.RawConfigParser()
+    config.read(Path(__file__).parent / "nbval-sanitize.cfg")
+
+    def mask(text):
+        for name in config.sections():
+            text = re.sub(config.get(name, "regex"), config.get(name, "replace"), text)
+        return text
+
+    return mask
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from rich.text import Text
 from arrea_nb._batch import Batch
 from arrea_nb._job import Job
 from arrea_nb.events import JobState
-from arrea_nb.notebook import _summary
+from arrea_nb.notebook import _words
 
 FRAME_INTERVAL = 0.1
 """Seconds from one drawing to the next, at the least, and to the first."""
@@ -110,9 +110,9 @@ class ConsoleView:
             table.add_column(no_wrap=True, justify="right" if column in {1, 4} else "left")
         for job in jobs:
             table.add_row(*self._cells(job, name_room, last_room))
-        head = Text(_summary.headline(batch), style="bold")
-        head.append(f"  {_summary.limits(batch)}", style="dim")
-        head.append(f"  {_summary.seconds(batch.elapsed)}", style="dim")
+        head = Text(_words.headline(batch), style="bold")
+        head.append(f"  {_words.limits(batch)}", style="dim")
+        head.append(f"  {_words.seconds(batch.elapsed)}", style="dim")
         left = len(batch) - len(jobs)
         foot = [Text(f"… and {left:,} more jobs", style="dim")] if left else []
         return Group(head, table, *foot)
@@ -123,17 +123,17 @@ class ConsoleView:
         bar: Text | ProgressBar = Text("")
         if job.state is JobState.RUNNING and job.progress is not None:
             bar = ProgressBar(total=1.0, completed=job.progress, width=_BAR)
-        name = Text(_summary.one_line(job.name))
+        name = Text(_words.one_line(job.name))
         name.truncate(name_room, overflow="ellipsis")
-        said = _summary.why(job) or job.message or job.tail(1).rstrip("\r\n").rpartition("\r")[2]
-        last = Text(_summary.one_line(said), style="dim")
+        said = _words.why(job) or job.message or job.tail(1).rstrip("\r\n").rpartition("\r")[2]
+        last = Text(_words.one_line(said), style="dim")
         last.truncate(last_room, overflow="ellipsis")
         return (
-            Text(_summary.SHAPES[job.state], style=colour),
+            Text(_words.SHAPES[job.state], style=colour),
             Text(f"[{job.index}]"),
             name,
             bar,
-            Text("" if elapsed is None else _summary.seconds(elapsed), style="dim"),
+            Text("" if elapsed is None else _words.seconds(elapsed), style="dim"),
             last,
         )
 
@@ -142,8 +142,8 @@ class ConsoleView:
         for job in self._batch.jobs:
             if job.state.ended and job.index not in self._told:
                 self._told.add(job.index)
-                reason = _summary.why(job)
-                told = f"{_summary.state_name(job.state)}  [{job.index}] {_summary.one_line(job.name)}"
+                reason = _words.why(job)
+                told = f"{_words.state_name(job.state)}  [{job.index}] {_words.one_line(job.name)}"
                 self._console.print(Text(f"{told}: {reason}" if reason else told), soft_wrap=True)
 
 
