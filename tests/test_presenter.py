@@ -152,7 +152,7 @@ def test_a_cell_that_waits_ends_with_the_summary_in_the_place_of_the_view(leader
     leader.run(["true", "echo hello"])
     view, gone, summary = shown.items
     assert list(view.data) == ["application/vnd.jupyter.widget-view+json"]
-    assert gone.data == {}
+    assert gone.data == {"text/plain": ""}
     assert gone.update
     assert gone.transient == view.transient
     assert summary.data["text/plain"].startswith("2 jobs succeeded")

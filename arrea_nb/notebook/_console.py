@@ -8,12 +8,11 @@ redirected: what jobs print goes to them, and what others print appears above th
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -26,7 +25,6 @@ FRAME_INTERVAL = 0.1
 """Seconds from one drawing to the next, at the least, and to the first."""
 _TICK = 1.0  # while a job runs its elapsed time is drawn so often, in seconds
 _BAR = 12
-_OTHERS = 1 + 6 + _BAR + 12 + 5  # shape, index, bar, time, and the gaps between the columns
 _COLOURS = {
     JobState.RUNNING: "cyan",
     JobState.WAITING: "cyan",
@@ -63,13 +61,13 @@ class ConsoleView:
             self._next = now + FRAME_INTERVAL
         if now < self._next:
             return self._next
-        take()
+        changed = take()
         self._next = now + FRAME_INTERVAL
         with self._lock:
             if self._closed:
                 return None
             if not self._console.is_terminal:
-                self._tell()
+                self._tell(changed)
                 return None
             if self._live is None:
                 self._live = Live(
@@ -88,7 +86,7 @@ class ConsoleView:
         """Takes the drawing away; more than once is fine."""
         with self._lock:
             if not self._closed and not self._console.is_terminal:
-                self._tell()
+                self._tell(range(len(self._batch)))
             self._closed = True
             if self._live is not None:
                 self._live.stop()
@@ -102,49 +100,64 @@ class ConsoleView:
         if len(jobs) > room:
             ranked = sorted(jobs, key=lambda job: (_rank(job), job.index))[:room]
             jobs = tuple(sorted(ranked, key=lambda job: job.index))
+        rows = [self._cells(job) for job in jobs]
         # Texts are cut to size here: rich would take the room from the narrow columns as well.
-        name_room = max(10, self._console.width * 2 // 5)
-        last_room = max(0, self._console.width - name_room - _OTHERS)
+        taken = sum(
+            max((cell.cell_len for cell in column), default=0) + 1 for column in zip(*rows, strict=True)
+        )
+        last = max((row[-1].cell_len for row in rows), default=0)
         table = Table.grid(padding=(0, 1))
         for column in range(6):
             table.add_column(no_wrap=True, justify="right" if column in {1, 4} else "left")
-        for job in jobs:
-            table.add_row(*self._cells(job, name_room, last_room))
-        head = Text(_words.headline(batch), style="bold")
-        head.append(f"  {_words.limits(batch)}", style="dim")
+        for row in rows:
+            row[-1].truncate(max(0, self._console.width - taken + last), overflow="ellipsis")
+            table.add_row(*row)
+        head = Text().append(_words.headline(batch), style="bold")
         head.append(f"  {_words.seconds(batch.elapsed)}", style="dim")
+        if batch.eta is not None:
+            head.append(f", about {_words.seconds(batch.eta)} left", style="dim")
+        head.append(f"  {_words.limits(batch)}", style="dim")
         left = len(batch) - len(jobs)
         foot = [Text(f"… and {left:,} more jobs", style="dim")] if left else []
         return Group(head, table, *foot)
 
-    def _cells(self, job: Job, name_room: int, last_room: int) -> tuple[Text | ProgressBar, ...]:
+    def _cells(self, job: Job) -> tuple[Text, ...]:
         colour = _COLOURS.get(job.state, "dim")
         elapsed = job.elapsed
-        bar: Text | ProgressBar = Text("")
+        bar = Text()
         if job.state is JobState.RUNNING and job.progress is not None:
-            bar = ProgressBar(total=1.0, completed=job.progress, width=_BAR)
+            done = round(_BAR * job.progress)
+            bar.append("━" * done, style=colour).append("━" * (_BAR - done), style="dim")
+            bar.append(f" {job.progress:4.0%}")
         name = Text(_words.one_line(job.name))
-        name.truncate(name_room, overflow="ellipsis")
-        said = _words.why(job) or job.message or job.tail(1).rstrip("\r\n").rpartition("\r")[2]
-        last = Text(_words.one_line(said), style="dim")
-        last.truncate(last_room, overflow="ellipsis")
+        name.truncate(max(10, self._console.width * 2 // 5), overflow="ellipsis")
         return (
             Text(_words.SHAPES[job.state], style=colour),
             Text(f"[{job.index}]"),
             name,
             bar,
             Text("" if elapsed is None else _words.seconds(elapsed), style="dim"),
-            last,
+            Text(_said(job), style="dim"),
         )
 
-    def _tell(self) -> None:
-        """One line for each job that ended since the last call."""
-        for job in self._batch.jobs:
-            if job.state.ended and job.index not in self._told:
-                self._told.add(job.index)
-                reason = _words.why(job)
-                told = f"{_words.state_name(job.state)}  [{job.index}] {_words.one_line(job.name)}"
-                self._console.print(Text(f"{told}: {reason}" if reason else told), soft_wrap=True)
+    def _tell(self, changed: Iterable[int]) -> None:
+        """One line for each of these jobs that ended and was not told yet, in the order of their ends."""
+        jobs = [self._batch[index] for index in changed if index not in self._told]
+        for job in sorted((job for job in jobs if job.state.ended), key=lambda job: job.ended_at or 0.0):
+            self._told.add(job.index)
+            reason = _words.why(job)
+            told = f"{_words.state_name(job.state)}  {_words.named(job)}"
+            self._console.print(Text(f"{told}: {reason}" if reason else told), soft_wrap=True)
+
+
+def _said(job: Job) -> str:
+    """In one line why it ended as it did; before that, how far it is or what it printed last."""
+    said = _words.why(job)
+    if job.state is JobState.WAITING:
+        said = f"is tried again; {said}"
+    said = said or job.message or job.tail(1).rstrip("\r\n").rpartition("\r")[2]
+    tries = f"attempt {job.attempt}" if job.attempt > 1 else ""
+    return _words.one_line(": ".join(filter(None, (tries, said))))
 
 
 def _rank(job: Job) -> int:

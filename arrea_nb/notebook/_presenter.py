@@ -285,8 +285,8 @@ class Showing:
 
     def _remove(self) -> None:
         if self._display_id is not None:
-            # Nothing at all: so no empty line is left where the view was.
-            _publish({}, transient={"display_id": self._display_id}, update=True)
+            # An empty text takes no room; of nothing at all nbconvert says that it cannot be shown.
+            _publish({"text/plain": ""}, transient={"display_id": self._display_id}, update=True)
 
     def finish_later(self) -> None:
         """Shows the summary in the cell that it was shown in, from another thread."""

@@ -10,7 +10,6 @@ import re
 
 from arrea_nb._batch import Batch
 from arrea_nb._job import Job
-from arrea_nb._records import brief
 from arrea_nb.events import JobState
 
 _NAME = 120
@@ -124,8 +123,11 @@ def headline(batch: Batch) -> str:
 
 
 def why(job: Job) -> str:
-    """In one line why a job did not succeed, or the empty string."""
-    return one_line(brief(job.error), 300) if job.error is not None else ""
+    """In one line why a job did not succeed, or is tried again; else the empty string."""
+    if job.error is None and job.state is not JobState.WAITING:
+        return ""
+    # As its worker put it: a user's `__str__` may raise, or take for ever, and is not asked again.
+    return one_line(job._record.told or "", 300)  # noqa: SLF001 - Job shows its users the error itself
 
 
 def named(job: Job) -> str:
