@@ -102,7 +102,7 @@ def test_ten_thousand_jobs_have_a_few_rows_and_every_one_can_be_reached(lab):
     lab.start(f"{go}arrea_nb.execute({jobs}, max_commands=10000, timeout=None)", more=["ends.set()"])
     view, grid = lab.view(1), lab.view(1).get_by_role("grid")
     lab.page.wait_for_function(
-        "node => node.textContent.startsWith('9000 of 10000')",
+        "node => node.textContent.startsWith('9,000 of 10,000')",
         arg=view.locator(".arrea-counts").element_handle(),
     )
     # The list went along with the jobs that run.
@@ -310,6 +310,9 @@ def test_hostile_text_does_nothing_wherever_it_is_shown(front_end):
     front_end.job(1, 0).click()
     front_end.wait_panel(1, INERT)
     assert view.locator(".arrea-panel-title").inner_text() == INERT
+    front_end.job(1, 1).click()
+    front_end.wait_panel(1, "nothing printed")
+    assert view.locator(".arrea-why").inner_text() == f"ValueError: {INERT}"
     front_end.job(1, 2).click()
     front_end.page.wait_for_function(
         "([panel, end]) => panel.innerText.trim().endsWith(end)",

@@ -72,7 +72,7 @@ test("output belongs to its attempt", () => {
     [1, "two"],
   ]);
   state.merge(frame([[0, 1, 2, 1, 0]]), 0);
-  assert.equal(job.output, null);
+  assert.deepEqual([job.output, job.line], [null, ""]);
   state.merge(frame([], [[0, 1, 0, [[0, "late"]]]]), 0);
   assert.equal(job.output, null);
   state.merge(frame([], [[0, 2, 0, [[0, "again"]]]]), 0);

@@ -62,14 +62,15 @@ test("a flood keeps its beginning and its end, and counts what lies between", ()
   assert.match(terminal.text(), /left out/);
 });
 
-test("what was never sent is a gap after the beginning", () => {
+test("what was never sent is a gap after the beginning, and what follows begins with a whole line", () => {
   const terminal = fed("first\n");
   terminal.gap(1000);
   terminal.feed("last\n");
   assert.equal(terminal.text(), "first\n\n… 1.0 kB left out …\nlast\n");
   terminal.gap(1000);
-  terminal.feed("later");
+  terminal.feed("half a line\nlater");
   assert.equal(terminal.text(), "first\n\n… 2.0 kB left out …\nlater");
+  assert.equal(terminal.omitted, 2000 + "last\n\n".length + "half a line\n".length);
 });
 
 test("a line of ten megabytes is cut in its middle", () => {

@@ -1,7 +1,15 @@
 // Text as it is shown: inert, on one line, durations and amounts as a reader says them.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { amount, clock, inert, lastLine, oneLine, spoken } from "../../arrea_nb/notebook/static/text.js";
+import {
+  amount,
+  clock,
+  inert,
+  lasted,
+  lastLine,
+  oneLine,
+  spoken,
+} from "../../arrea_nb/notebook/static/text.js";
 
 test("terminal sequences leave no trace, and what is invisible is written out", () => {
   assert.equal(inert("\x1b[31mred\x1b[0m \x1b]0;title\x07and\x1bPq#0\x1b\\ more"), "red and more");
@@ -32,6 +40,7 @@ test("durations and amounts", () => {
     ["0.0 s", "0.3 s", "10.0 s", "59 s", "1 min", "3 min 20 s", "1 h", "2 h 5 min"],
   );
   assert.equal(spoken(4.7, true), "4 s");
+  assert.deepEqual([0.0004, 0.34, 0.9996, 3].map(lasted), ["0 ms", "340 ms", "1.0 s", "3.0 s"]);
   assert.deepEqual([0, 42, 61, 3723].map(clock), ["0:00", "0:42", "1:01", "1:02:03"]);
   assert.deepEqual([0, 999, 1234, 12_345, 412e6, 999.6e6, 5e12].map(amount), [
     "0 B",

@@ -30,3 +30,6 @@ export function attribute(node, name, value) {
 
 /** The words of a state: `timed out`, not `timed_out`. */
 export const worded = (state) => state.replace("_", " ");
+
+/** A number as a reader reads it: `10,000`. */
+export const counted = (number) => number.toLocaleString("en");

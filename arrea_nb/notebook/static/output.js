@@ -3,7 +3,7 @@
 // fixed set or is made of three numbers. It needs nothing but what the browser has been sent.
 import { HEAD, PLAIN, Terminal } from "./terminal.js";
 import { attribute, element, say } from "./dom.js";
-import { amount } from "./text.js";
+import { amount, oneLine } from "./text.js";
 
 const NEAR = 8; // px from the end that count as the end
 
@@ -40,6 +40,7 @@ export class Panel {
     this.nodes = new Map(); // from line to element
     this.follow = true;
     this.expected = 0;
+    this.tallest = 0;
     this.build();
   }
 
@@ -64,7 +65,8 @@ export class Panel {
     this.omitted = element("div", "arrea-omitted");
     this.body.append(this.empty);
     this.body.addEventListener("scroll", () => this.scrolled(), { passive: true });
-    this.node.append(head, this.body);
+    this.why = element("div", "arrea-why");
+    this.node.append(head, this.why, this.body);
   }
 
   button(text, title, act) {
@@ -142,9 +144,15 @@ export class Panel {
       const after = terminal.head ? nodes.get(terminal.lines[Math.min(terminal.head, HEAD) - 1]) : this.empty;
       if (after && after.nextSibling !== this.omitted) after.after(this.omitted);
     }
-    say(this.empty, this.output ? "" : this.job.state === "queued" ? "not started yet" : "nothing printed");
+    const { state, more } = this.job;
+    say(this.empty, this.output ? "" : state === "queued" ? "not started yet" : "nothing printed");
+    say(this.why, (more.error && oneLine(more.error, 1000)) || "");
+    this.why.hidden = !more.error;
     this.empty.hidden = Boolean(this.output);
     if (this.follow) this.toEnd();
+    // It grows with what is printed and stays so: what is below does not jump when another job is chosen.
+    this.tallest = Math.max(this.tallest, this.body.offsetHeight);
+    this.body.style.minHeight = `${this.tallest}px`;
     this.drawHead();
   }
 

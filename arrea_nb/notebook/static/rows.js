@@ -5,9 +5,10 @@
 import { attribute, element, SHAPES, say, worded } from "./dom.js";
 import { IMPATIENT } from "./line.js";
 import { LIVE } from "./state.js";
-import { amount, oneLine, spoken } from "./text.js";
+import { amount, lasted, oneLine, spoken } from "./text.js";
 
 const OVERSCAN = 4;
+const SHOWN = 12; // rows that have room without scrolling, as the style sheet says too
 const SHORT = 18; // characters of an error that have room beside the name
 
 /** Which of `total` rows exist when so much can be seen, from the first to before the last. */
@@ -154,7 +155,7 @@ class Row {
     const then = view.lost ? job.at : now;
     const elapsed = job.elapsed(then);
     const near = state === "running" && timeout && elapsed > timeout / 2;
-    const took = elapsed === null ? "" : spoken(elapsed);
+    const took = elapsed === null ? "" : (state === "running" ? spoken : lasted)(elapsed);
     say(this.time, near ? `${took} of ${spoken(timeout, true)}` : took);
     this.time.classList.toggle("arrea-near", Boolean(near));
     const percent =
@@ -234,6 +235,8 @@ export class Rows {
   layout(all, changed = null) {
     const { total, height } = this;
     this.space.style.height = `${total * height}px`;
+    // A filter leaves the room that all jobs had: what is below does not jump.
+    this.grid.style.minHeight = `${Math.min(SHOWN, this.view.state.jobs.length) * height}px`;
     attribute(this.grid, "aria-rowcount", total);
     if (!this.seenHeight) this.measure();
     if (all && this.following) this.follow();

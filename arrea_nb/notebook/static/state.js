@@ -110,7 +110,10 @@ export class Job {
   }
 
   update([, state, attempt, start, took, more], states, now) {
-    if (attempt > this.attempt) this.output = null; // that of the attempt before
+    if (attempt > this.attempt) {
+      this.output = null; // that of the attempt before
+      this.line = "";
+    }
     this.state = states[state];
     this.attempt = attempt;
     this.start = start;

@@ -117,12 +117,21 @@ export class Terminal {
     this.column = 0;
     this.style = PLAIN;
     this.pending = "";
+    this.beheaded = false; // what comes next may begin in the middle of a line
   }
 
   /** Takes what was printed; `stderr` tells the stream. */
   feed(text, stderr = false) {
     let all = this.pending + text;
     this.pending = "";
+    if (this.beheaded) {
+      this.beheaded = false;
+      const end = all.indexOf("\n") + 1;
+      if (end < all.length) {
+        this.omitted += end;
+        all = all.slice(end);
+      }
+    }
     const unfinished = UNFINISHED.exec(all.slice(-PENDING));
     if (unfinished) {
       this.pending = unfinished[0];
@@ -153,6 +162,7 @@ export class Terminal {
     this.column = 0;
     this.style = PLAIN;
     this.pending = "";
+    this.beheaded = true;
   }
 
   /** The text of all lines, with a mark where some are left out. */

@@ -61,6 +61,11 @@ export function spoken(seconds, whole = false) {
   return joined(Math.floor(minutes / 60), "h", minutes % 60, "min");
 }
 
+/** What something took, once it is over: as spoken, and `340 ms` where that is less than a second. */
+export function lasted(seconds) {
+  return seconds < 0.9995 ? `${Math.round(seconds * 1000)} ms` : spoken(seconds);
+}
+
 function joined(large, itsUnit, small, smallUnit) {
   return small ? `${large} ${itsUnit} ${small} ${smallUnit}` : `${large} ${itsUnit}`;
 }

@@ -1,9 +1,10 @@
 // Who ran when: a lane for each worker's place, a bar for each attempt, drawn on one canvas.
 // Guarantees: one element, however many attempts there are, and at most two drawings a second.
-import { attribute, element, SHAPES, say, worded } from "./dom.js";
-import { clock, spoken } from "./text.js";
+import { attribute, counted, element, SHAPES, say, worded } from "./dom.js";
+import { clock, lasted, spoken } from "./text.js";
 
-const REDRAW = 500; // ms
+const REDRAW = 500; // ms, at the least
+const SHARE = 20; // times as long as a drawing takes is the pause to the next
 const LANE = 8; // px, at the most
 const MOST_HEIGHT = 120; // px
 const TOLERANCE = 0.002; // s; times are rounded
@@ -28,6 +29,7 @@ export class Timeline {
   constructor(view) {
     this.view = view;
     this.drawnAt = Number.NEGATIVE_INFINITY;
+    this.pause = REDRAW;
     this.placed = [];
     this.count = 0;
     this.node = element("div", "arrea-timeline");
@@ -60,7 +62,7 @@ export class Timeline {
 
   /** Draws what is known, if it is open and was not just drawn. */
   draw(now, must = false) {
-    if (this.body.hidden || (!must && now - this.drawnAt < REDRAW)) return;
+    if (this.body.hidden || (!must && now - this.drawnAt < this.pause)) return;
     const width = this.canvas.clientWidth;
     if (!width) return;
     this.drawnAt = now;
@@ -75,7 +77,9 @@ export class Timeline {
     this.paint(width, Math.max(this.lane, Math.ceil(this.lane * this.count)));
     say(this.from, clock(0));
     say(this.until, clock(this.end));
-    attribute(this.canvas, "aria-label", `timeline: ${attempts.length} attempts on ${this.count} lanes`);
+    const number = `${counted(attempts.length)} attempts on ${counted(this.count)} lanes`;
+    attribute(this.canvas, "aria-label", `timeline: ${number}`);
+    this.pause = Math.max(REDRAW, SHARE * (performance.now() - now));
   }
 
   paint(width, height) {
@@ -127,7 +131,7 @@ export class Timeline {
     this.canvas.style.cursor = found ? "pointer" : "";
     if (!found) return say(this.hovered, "");
     const [start, end, state, job] = found.attempt;
-    const took = spoken((end ?? this.view.elapsed(performance.now())) - start);
+    const took = (end === null ? spoken : lasted)((end ?? this.view.elapsed(performance.now())) - start);
     return say(
       this.hovered,
       `${SHAPES[state]} ${job.name} · ${worded(state)} · ${took} · began at ${clock(start)}`,

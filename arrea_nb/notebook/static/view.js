@@ -3,7 +3,7 @@
 // `inert`; a frame costs what it changes, not what there is.
 import { IMPATIENT, KernelLine } from "./line.js";
 import { Panel } from "./output.js";
-import { attribute, element, say, worded } from "./dom.js";
+import { attribute, counted, element, say, worded } from "./dom.js";
 import { Rows } from "./rows.js";
 import { FILTERS, State } from "./state.js";
 import { clock, oneLine, spoken } from "./text.js";
@@ -262,9 +262,9 @@ class View {
   drawHead(now) {
     const { counts, workers, timeout, state } = this.state.batch;
     const { all, ended, running, failed } = this.state.tally();
-    const said = [`${ended} of ${all}`];
+    const said = [`${counted(ended)} of ${counted(all)}`];
     for (const one of ["running", "waiting", "failed", "timed_out", "cancelled", "skipped"])
-      if (counts[one]) said.push(`${counts[one]} ${worded(one)}`);
+      if (counts[one]) said.push(`${counted(counts[one])} ${worded(one)}`);
     say(this.counts, all ? said.join(" · ") : "");
     const percent = all ? Math.round((100 * ended) / all) : 0;
     attribute(this.whole, "aria-valuenow", percent);
@@ -273,11 +273,11 @@ class View {
       const share = all ? (100 * (counts[one] || 0)) / all : 0;
       this.segments[at].style.width = `${share}%`;
       this.segments[at].hidden = !share;
-      attribute(this.segments[at], "title", share ? `${counts[one]} ${worded(one)}` : null);
+      attribute(this.segments[at], "title", share ? `${counted(counts[one])} ${worded(one)}` : null);
     });
     const numbers = { all, running, failed };
     for (const [filter, node] of this.filters) {
-      say(node, `${filter} ${numbers[filter]}`);
+      say(node, `${filter} ${counted(numbers[filter])}`);
       attribute(node, "aria-pressed", this.look.filter === filter);
     }
     this.tools.hidden = all < 2;
