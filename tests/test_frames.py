@@ -92,6 +92,23 @@ def test_a_large_batch_comes_in_pieces_of_bounded_size(leader):
     assert len(again.rows) == 5000
 
 
+def test_an_error_is_told_as_its_worker_put_it(leader):
+    asked = []
+
+    class AskedError(Exception):
+        def __str__(self):
+            asked.append(threading.current_thread().name)
+            return "why"
+
+    def fails():
+        raise AskedError
+
+    batch = ended(leader, [fails])
+    before = list(asked)
+    assert Frames(batch).picture(0.0)["jobs"][0][5]["error"] == "AskedError: why"
+    assert asked == before
+
+
 def test_what_did_not_change_is_not_sent_again(leader):
     batch = ended(leader, ["echo hello", "true"])
     frames = Frames(batch)

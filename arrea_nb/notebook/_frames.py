@@ -24,7 +24,7 @@ from typing import Any
 
 from arrea_nb._batch import Batch
 from arrea_nb._job import Job
-from arrea_nb._records import OutputView, brief
+from arrea_nb._records import OutputView
 from arrea_nb.events import JobState
 from arrea_nb.notebook._usage import Usage
 
@@ -178,11 +178,11 @@ class Frames:
         ]
         if past:
             more["past"] = past
-        error = job.error
-        if state is JobState.WAITING and attempts:
-            error = attempts[-1].error
+        if state is JobState.WAITING:
             more["due"] = job.retry_in
-        if error is not None and (told := brief(error)) != state.value:
+        # As its worker put it: a user's __str__ is asked once, and not on this thread.
+        told = job._record.told if state.ended or state is JobState.WAITING else None  # noqa: SLF001
+        if told and told != state.value:
             more["error"] = told
         row = [index, _NUMBERS[state], job.attempt, start, took]
         key = [*row[:4], *([] if running else [took]), {k: v for k, v in more.items() if k != "due"}]
