@@ -131,7 +131,7 @@ def test_where_there_is_no_terminal_each_job_that_ended_is_a_line(leader):
     assert sorted(stream.getvalue().splitlines()) == ["failed  [1] exit 3: exit 3", "succeeded  [0] true"]
 
 
-def test_a_progress_bar_a_retry_and_what_is_left_are_told(leader):
+def test_a_progress_bar_a_retry_and_what_is_left_are_told(leader, monkeypatch):
     gate = threading.Event()
 
     def half():
@@ -142,17 +142,18 @@ def test_a_progress_bar_a_retry_and_what_is_left_are_told(leader):
         raise ConnectionError("refused")
 
     policy = {"retries": 1, "retry_delay": LONG}
-    batch = leader.execute({"half": half, "flaky": flaky, "done": lambda: None}, policy=policy)
-    with leader.subscribe(batch=batch) as events:
+    with leader.subscribe() as events:
+        batch = leader.execute({"half": half, "flaky": flaky, "done": lambda: None}, policy=policy)
         seen = set()
         while seen != {"job_retrying", "job_progress", "job_ended"}:
             seen |= {events.get(LONG).type} & {"job_retrying", "job_progress", "job_ended"}
+    monkeypatch.setattr(type(batch), "eta", property(lambda _: 83.4))
     terminal = Terminal()
     view = ConsoleView(batch, terminal)
     drawn(view)
     view.close()
     text = CONTROL.sub("", terminal.getvalue())
-    assert re.search(r"1 running, 1 waiting, 1 succeeded  \d+ ms, about \d+ ms left", text)
+    assert re.search(r"1 running, 1 waiting, 1 succeeded  \d+ ms, about 1 min 23 s left  4 at once", text)
     assert re.search(r"▶ \[0\] half .*━ +50% .* half way", text)
     assert re.search(r"↻ \[1\] flaky .* is tried again; ConnectionError: refused", text)
     batch.cancel()

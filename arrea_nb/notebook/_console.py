@@ -114,8 +114,9 @@ class ConsoleView:
             table.add_row(*row)
         head = Text().append(_words.headline(batch), style="bold")
         head.append(f"  {_words.seconds(batch.elapsed)}", style="dim")
-        if batch.eta is not None:
-            head.append(f", about {_words.seconds(batch.eta)} left", style="dim")
+        eta = batch.eta
+        if eta is not None and eta >= 1:
+            head.append(f", about {_words.seconds(round(eta))} left", style="dim")
         head.append(f"  {_words.limits(batch)}", style="dim")
         left = len(batch) - len(jobs)
         foot = [Text(f"… and {left:,} more jobs", style="dim")] if left else []
