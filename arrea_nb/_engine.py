@@ -28,10 +28,10 @@ from arrea_nb._broadcast import Broadcast, Subscription, Watch
 from arrea_nb._job import Job
 from arrea_nb._ledger import Ledger
 from arrea_nb._progress import running
-from arrea_nb._records import BatchRecord, Host, JobRecord, Latch, Outcome
+from arrea_nb._records import BatchRecord, Host, JobRecord, Latch, Outcome, brief
 from arrea_nb._section import Section, take_from
 from arrea_nb._timer import Timer
-from arrea_nb.errors import JobTimeout
+from arrea_nb.errors import JobCrashed, JobTimeout
 from arrea_nb.events import JobState
 from arrea_nb.workers._guard import Guard
 from arrea_nb.workers._output import Output, Spool
@@ -39,6 +39,8 @@ from arrea_nb.workers._threads import Worker
 
 _log = logging.getLogger("arrea_nb")
 INTERRUPT_GRACE = 1.0
+# So many workers in a row that died of a bug before they had a job, and no further is hired.
+_MOST_STILLBORN = 3
 
 
 class Engine:
@@ -62,6 +64,7 @@ class Engine:
         self._timer = Timer(self._tick)
         self._workers: set[Worker] = set()
         self._worker_number = 0
+        self._stillborn = 0
         self._batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
         self._spool = Spool(self.kernel_id)
         self._guard = Guard(self.kernel_id, str(self._spool.directory))
@@ -199,9 +202,51 @@ class Engine:
                         self._hire()
                 return following
             finally:
-                while section.later:
-                    section.later.popleft()()
+                section.drain()
                 section.entered -= 1
+
+    def crashed(self, worker: Worker, error: BaseException) -> None:
+        """A worker died of a bug of ours: its job has failed, and another takes its place."""
+        crash = JobCrashed(f"its worker died of a bug in arrea_nb: {brief(error)}")
+        if isinstance(error, MemoryError):
+            crash = JobCrashed("the kernel has no memory left; free some, and run it again: retry_failed()")
+        crash.__cause__ = error
+        with self._lock, self._section:
+            now = time.monotonic()
+            at = time.time()
+            if worker.open:
+                worker.close()
+            self._workers.discard(worker)
+            self._section.shelters.pop(worker.ident, None)
+            if worker.lost:
+                self._ledger.stray_ended()
+            # Not only its own: it may have died while it was handed the next.
+            self._ledger.crashed({one.job for one in self._workers if one.job is not None}, crash, now, at)
+            self._stillborn = self._stillborn + 1 if worker.job is None else 0
+            worker.job = None
+            if self._stillborn < _MOST_STILLBORN:
+                self._hire()
+            else:
+                self._ledger.fail_ready(crash, now, at)
+            self._plan_sweep(now)
+
+    def stand_in(self, worker: Worker) -> bool:
+        """A worker with nothing to do looks once for the timer, if that can have no thread of its own.
+
+        Returns:
+            Whether it did, and shall ask for a job again.
+        """
+        if not self._timer.orphaned:
+            return False
+        with self._lock, self._section:
+            who = self._timer.adopt()
+            if who is None:
+                return False
+        self._timer.look()
+        with self._lock, self._section:
+            self._timer.leave(who)
+            self._workers.add(worker)
+        return True
 
     def started(self, job: JobRecord, pid: int) -> None:
         """A shell job's process runs."""
@@ -289,6 +334,7 @@ class Engine:
                 batch.heard = self._broadcast.wants(batch.id)
                 self._ledger.admit(batch, batch.started_at)
                 self._batches[batch.id] = made
+                self._stillborn = 0
                 self._hire()
                 if batch.end_clock is not None:
                     self._plan_sweep(batch.clock)
@@ -307,10 +353,28 @@ class Engine:
             self._workers.add(worker)
             try:
                 worker.thread.start()
-            except RuntimeError:
+            except (RuntimeError, MemoryError) as error:
                 self._workers.discard(worker)
-                _log.warning("no further thread could be started; %d workers go on", len(self._workers))
+                self._go_on_without(error)
                 return
+
+    def _go_on_without(self, error: Exception) -> None:
+        """No thread could be started: who works goes on with the next job; where nobody does, none runs."""
+        going_on = sum(not one.lost and not (one.job is not None and one.job.away) for one in self._workers)
+        _log.warning("no further thread could be started (%s); %d workers go on", error, going_on)
+        now = time.monotonic()
+        if going_on:
+            return
+        if self._timer.adopted:
+            self._timer.plan(now)  # a worker stands in for the timer: it takes what is ready afterwards
+            return
+        failure = JobCrashed(
+            "could not start: no thread could be started for it; end what uses up this user's processes "
+            "(ulimit -u) or memory, and run it again: retry_failed()"
+        )
+        failure.__cause__ = error
+        self._ledger.fail_ready(failure, now, time.time())
+        self._plan_sweep(now)
 
     def _stop(self, batch: BatchRecord, job: int | None, grace: float) -> None:
         now = time.monotonic()
@@ -334,8 +398,8 @@ class Engine:
                     worker.grace_ends = ends if worker.grace_ends is None else min(worker.grace_ends, ends)
                     self._timer.plan(worker.grace_ends)
 
-    def _tick(self) -> float | None:
-        """Does what is due, and says when the next thing is (see Timer)."""
+    def _tick(self) -> None:
+        """Does what is due, and tells the timer when the next thing is."""
         with self._lock, self._section:
             now = time.monotonic()
             at = time.time()
@@ -358,9 +422,7 @@ class Engine:
                     worker.grace_ends = now + self.grace
                 plans.append(worker.grace_ends or worker.deadline)
             self._hire()
-            following = min((plan for plan in plans if plan is not None), default=None)
-            self._timer.settle(following)
-            return following
+            self._timer.settle(min((plan for plan in plans if plan is not None), default=None))
 
     def _plan_sweep(self, now: float) -> float | None:
         """Sees to it that the timer sweeps while there is a batch that could be removed."""

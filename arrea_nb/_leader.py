@@ -274,6 +274,8 @@ class Leader(Engine, SingletonConfigurable):
                 made = self._broadcast.find(callback, batch_id)
             if made is None:
                 made = Subscription(self._unsubscribe, batch_id, mailbox_size)
+                if callback is not None:
+                    made.start(callback)  # first of all: it may be that no thread can be started
                 if record is not None and record.counts:
                     for event in self._ledger.replay(record, time.time()):
                         made.deliver(event)
@@ -282,8 +284,6 @@ class Leader(Engine, SingletonConfigurable):
                 else:
                     self._broadcast.add(made)
                     self._refresh_listeners(record)
-                if callback is not None:
-                    made.start(callback)
         return made
 
     def unsubscribe(self, whom: Subscription | Callback) -> None:

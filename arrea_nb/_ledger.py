@@ -137,6 +137,7 @@ class Ledger:
 
     def started(self, job: JobRecord, pid: int | None, now: float, at: float) -> None:
         """The attempt began."""
+        self._check(job, RUNNING)
         job.clock = now
         job.started_at = at
         if job.attempt == 1:
@@ -179,6 +180,7 @@ class Ledger:
         if job.stop is not None:
             self.ended(job, Outcome(), now, at)
             return
+        self._check(job, SUCCEEDED)
         job.handed_out = False
         job.batch.running -= 1
         self.places -= 1
@@ -187,48 +189,69 @@ class Ledger:
 
     def ended(self, job: JobRecord, outcome: Outcome, now: float, at: float) -> float | None:
         """An attempt is over. Returns the moment at which its retry is due, or None."""
+        state, error = self._verdict(job, outcome)
+        decision = outcome.decision if state in FAILED_STATES else None
+        halted = job.batch.halted is not None
+        again = (
+            decision is not None and decision.step == "retry" and not halted and not outcome.could_not_start
+        )
+        self._check(job, WAITING if again else state)
         self._free(job)
         if outcome.could_not_start:
             job.attempt -= 1
-        job.value = outcome.value
+        if error is None:
+            job.value = outcome.value
         if job.command.kind == "shell":
             job.exit_code = outcome.exit_code
             job.signal = outcome.signal
             job.cpu_seconds = outcome.cpu_seconds
             job.max_rss_bytes = outcome.max_rss_bytes
             job.note = outcome.note
-        error = outcome.error
-        state = job.stop
-        if state is CANCELLED:
-            error = cancelled_error(CANCELLED)
-        elif outcome.could_not_start:
-            state = FAILED
-        elif state is TIMED_OUT:
-            error = error if isinstance(error, JobTimeout) else self.timeout_error(job)
-        else:
-            state = FAILED if error is not None else SUCCEEDED
-        if error is not None:
-            job.value = None
         told = outcome.told if error is outcome.error else None
-        decision = outcome.decision
-        halted = job.batch.halted
-        if decision is not None and state in FAILED_STATES:
-            if decision.step == "retry" and halted is None and not outcome.could_not_start:
-                job.told = told or brief(error)
-                return self._retry(job, state, error, decision.delay, now, at)
-            self._end(job, state, error, now, at, told)
-            if decision.step in {"stop", "abort"} and halted is None:
-                self.halt(job.batch, SKIPPED, now, at)
-        else:
-            self._end(job, state, error, now, at, told)
+        if again and decision is not None:
+            job.told = told or brief(error)
+            return self._retry(job, state, error, decision.delay, now, at)
+        self._end(job, state, error, now, at, told)
+        if decision is not None and decision.step in {"stop", "abort"} and not halted:
+            self.halt(job.batch, SKIPPED, now, at)
         return None
+
+    def crashed(self, held: set[JobRecord], error: Exception, now: float, at: float) -> None:
+        """A worker was lost to a bug, at whatever point: what nobody holds and should be held has failed.
+
+        Args:
+            held: The jobs that the other workers have.
+            error: Becomes the error of what was lost.
+            now: The monotonic time.
+            at: The time of day.
+        """
+        for batch in list(self.batches.values()):
+            for job in batch.jobs if batch.end_clock is None else ():
+                lost = job.handed_out or job.state not in {QUEUED, WAITING}
+                if not lost or job.end_clock is not None or job in held:
+                    continue
+                if job.handed_out:
+                    self._free(job)
+                if job.state.ended:
+                    self._finish(job, job.error, now, at)
+                else:
+                    self._end(job, FAILED, error, now, at)
+            self._offer(batch)  # it may have been left out of the turn
+
+    def fail_ready(self, error: Exception, now: float, at: float) -> None:
+        """There is nobody to run what is ready, and never will be: all of it has failed."""
+        for batch in list(self.batches.values()):
+            for job in batch.jobs if batch.open_jobs else ():
+                if not job.handed_out and (job.state is QUEUED or job in batch.due):
+                    self._end(job, FAILED, error, now, at)
 
     def abandon(self, job: JobRecord, now: float, at: float) -> None:
         """A stopped callable did not end within its grace: the job ends, its thread goes on without it."""
+        state = job.stop or CANCELLED
+        self._check(job, state)
         job.abandoned = True
         self.abandoned += 1
         self._free(job)
-        state = job.stop or CANCELLED
         error = self.timeout_error(job) if state is TIMED_OUT else cancelled_error(state)
         error.add_note("it did not stop within its grace and still runs, in a thread of its own")
         self._end(job, state, error, now, at)
@@ -399,14 +422,28 @@ class Ledger:
         self._offer(job.batch)
         return now + delay
 
+    def _verdict(self, job: JobRecord, outcome: Outcome) -> tuple[JobState, Exception | None]:
+        """What this outcome makes of the job, and its error."""
+        error = outcome.error
+        if job.stop is CANCELLED:
+            return CANCELLED, cancelled_error(CANCELLED)
+        if outcome.could_not_start:
+            return FAILED, error
+        if job.stop is TIMED_OUT:
+            return TIMED_OUT, error if isinstance(error, JobTimeout) else self.timeout_error(job)
+        return (SUCCEEDED if error is None else FAILED), error
+
+    @staticmethod
+    def _check(job: JobRecord, state: JobState) -> None:
+        """Refuses an illegal move before anything has changed."""
+        if not job.handed_out or state not in LEGAL[job.state]:
+            raise _illegal(job, state)
+
     def _move(self, job: JobRecord, state: JobState) -> None:
         """The only place where a job's state changes."""
         before = job.state
         if state not in LEGAL[before]:
-            raise AssertionError(
-                f"illegal move of job {job.index} of batch {job.batch.id}: {before} to {state}; "
-                f"attempts {[attempt.state for attempt in job.past]}, attempt {job.attempt}, stop={job.stop}"
-            )
+            raise _illegal(job, state)
         counts = job.batch.counts
         counts[before] -= 1
         counts[state] += 1
@@ -423,8 +460,15 @@ class Ledger:
         at: float,
         told: str | None = None,
     ) -> None:
-        batch = job.batch
         self._move(job, state)
+        self._finish(job, error, now, at, told)
+
+    def _finish(
+        self, job: JobRecord, error: Exception | None, now: float, at: float, told: str | None = None
+    ) -> None:
+        """What follows from a job's last move."""
+        batch = job.batch
+        state = job.state
         if error is not None or job.past:
             job.error = error
             job.told = told or (None if error is None else brief(error))
@@ -486,3 +530,11 @@ class Ledger:
     def _batch_ended(batch: BatchRecord, at: float) -> BatchEnded:
         duration = (batch.end_clock or batch.clock) - batch.clock
         return BatchEnded(batch.id, at, batch.state, MappingProxyType(dict(batch.counts)), duration)
+
+
+def _illegal(job: JobRecord, state: JobState) -> AssertionError:
+    held = "held by a worker" if job.handed_out else "held by no worker"
+    return AssertionError(
+        f"illegal move of job {job.index} of batch {job.batch.id}: {job.state} to {state}, {held}; "
+        f"attempts {[attempt.state for attempt in job.past]}, attempt {job.attempt}, stop={job.stop}"
+    )

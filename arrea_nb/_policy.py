@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
@@ -111,15 +112,17 @@ class Policy:
     def _ask(on_error: Callable[[Exception, int, Any], str], error: Exception, attempt: int, job: Any) -> str:
         try:
             step = on_error(error, attempt, job)
-        except Exception as problem:  # noqa: BLE001 - user code; the batch must go on
-            _log.exception("policy %r raised; the batch goes on", on_error)
-            error.add_note(f"policy.on_error raised {problem!r}; the batch goes on")
-            return "continue"
-        if step not in (*STEPS, "retry"):
-            _log.error("policy %r: expected one of %s or retry, got %r", on_error, ", ".join(STEPS), step)
-            error.add_note(f"policy.on_error: expected one of {', '.join(STEPS)} or retry, got {step!r}")
-            return "continue"
-        return step
+            if step in (*STEPS, "retry"):
+                return step
+            problem = f"expected one of {', '.join(STEPS)} or retry, got {step!r}"
+        # User code, whatever it raises; but not what stops a callable, which is no one's to catch.
+        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as raised:  # noqa: BLE001
+            problem = "raised " + "".join(traceback.format_exception_only(raised)).strip()
+            _log.exception("policy.on_error raised; the batch goes on")
+        else:
+            _log.error("policy.on_error: %s; the batch goes on", problem)
+        error.add_note(f"policy.on_error: {problem}; the batch goes on")
+        return "continue"
 
 
 _DEFAULT = Policy()

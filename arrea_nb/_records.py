@@ -9,6 +9,7 @@ is replaced, never changed in place, where it is more than a number.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -108,7 +109,6 @@ class JobRecord:
     state: JobState = JobState.QUEUED
     attempt = 0
     past: tuple[Attempt, ...] = ()
-    history: tuple[str, ...] = ()
     handed_out = False  # a worker has it, though it may not have started yet
     away = False  # it waits for another batch and gave its place up meanwhile
     stop: JobState | None = None  # CANCELLED or TIMED_OUT: it is being stopped, and this it will be
@@ -258,6 +258,10 @@ class Desk(Protocol):
         self, worker: Any, job: JobRecord | None, outcome: Outcome | None, value: object = None
     ) -> JobRecord | None: ...
 
+    def crashed(self, worker: Any, error: BaseException) -> None: ...
+
+    def stand_in(self, worker: Any) -> bool: ...
+
     def started(self, job: JobRecord, pid: int) -> None: ...
 
     def printed(self, job: JobRecord, stream: int, text: str, fraction: float | None = None) -> None: ...
@@ -280,12 +284,14 @@ class Desk(Protocol):
 
 
 def brief(error: BaseException | None) -> str:
-    """One line that says what went wrong."""
+    """One line that says what went wrong. An error that cannot say so is named all the same."""
     if error is None:
         return ""
     try:
         text = " ".join(str(error).split())
-    except Exception:  # noqa: BLE001 - a user's __str__ may raise anything
+    except BaseException as problem:  # a user's __str__ may raise anything
+        if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         text = "(its message cannot be shown)"
     if not isinstance(error, ArreaError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -13,6 +13,7 @@ Use: `with lock, section:`. The RLock's own `__enter__` is C and cannot be torn;
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
+_log = logging.getLogger("arrea_nb")
 T = TypeVar("T")
 _LOOK_UP = 0.5  # seconds
 _get_ident = threading.get_ident
@@ -132,13 +134,20 @@ class Section:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self.later:
-            self.later.popleft()()
+        self.drain()
         self.entered -= 1
         shelter = self.shelters.get(_get_ident())
         if shelter is not None:
             shelter.give_again()
         self._interrupts.__exit__(kind, error, trace)
+
+    def drain(self) -> None:
+        """Carries out what was left in `later`; an order that fails is logged, and the section goes on."""
+        while self.later:
+            try:
+                self.later.popleft()()
+            except Exception:  # noqa: BLE001 - a bug in an order must not leave the section entered
+                _log.exception("an order that was put off failed of a bug")
 
 
 class Shelter:

@@ -18,12 +18,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 from jupyter_core.utils import ensure_event_loop
 
 # How long a closed Leader's threads, guard and children may take to be gone, in seconds.
 PATIENCE = 5.0
 
 _MARK = "ARREA_NB_TEST_RUN"
+
+# The same examples in every run, and few; HYPOTHESIS_PROFILE=soak tries others each time, and many.
+settings.register_profile(
+    "quick", derandomize=True, database=None, deadline=None, max_examples=40, stateful_step_count=60
+)
+settings.register_profile("soak", database=None, deadline=None, max_examples=1000, stateful_step_count=100)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 _TEMPORARY = pytest.StashKey[str]()
 
 

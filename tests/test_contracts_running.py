@@ -484,7 +484,7 @@ def test_policy_callable_that_raises_lets_the_batch_go_on():
     batch = arrea_nb.execute(["exit 3", "true"], policy={"on_error": decide})
     assert batch.wait(timeout=LONG)
     assert [job.state for job in batch] == ["failed", "succeeded"]
-    assert batch[0].error.__notes__ == ["policy.on_error raised LookupError('oh'); the batch goes on"]
+    assert batch[0].error.__notes__ == ["policy.on_error: raised LookupError: oh; the batch goes on"]
 
 
 # What callables raise

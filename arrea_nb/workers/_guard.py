@@ -32,6 +32,9 @@ _SWEEP_LIMIT = 10.0
 _SWEEP_PAUSE = 0.02
 # How long `close` waits for the sweep, in seconds.
 _CLOSE_LIMIT = 3.0
+# So many guards in a row, each dead within so many seconds, and no further is started for the jobs that run.
+_MOST_DEATHS = 5
+_SHORT_LIFE = 1.0
 # More that could not be told, in bytes, means that the guard is stuck.
 _MOST_UNSENT = 1 << 20
 
@@ -58,6 +61,8 @@ class Guard:
         self._pidfd = -1
         self._pipe = -1
         self._unsent = bytearray()
+        self._born = 0.0  # when the one that runs was started
+        self._deaths = 0  # how many in a row died as soon as they began
         # Of guards that died. A worker may be polling them, so their numbers must not be used again.
         self._old_pidfds: list[int] = []
 
@@ -77,6 +82,7 @@ class Guard:
             raise RuntimeError("this guard belongs to the parent process")
         with self._lock:
             if self._dead():
+                self._count_deaths()
                 self._replace()
 
     def add(self, group: int) -> None:
@@ -140,14 +146,18 @@ class Guard:
         except ChildProcessError:
             return True
 
+    def _count_deaths(self) -> None:
+        """Refuses to start one more after several in a row that died as soon as they began."""
+        if self._pid < 0:
+            return
+        self._deaths = self._deaths + 1 if time.monotonic() - self._born < _SHORT_LIFE else 0
+        if self._deaths >= _MOST_DEATHS:
+            self._deaths -= 1  # whoever asks again may try once
+            self._bury()
+            raise ChildProcessError(f"{sys.executable} died {_MOST_DEATHS} times as soon as it began")
+
     def _replace(self) -> None:
-        if self._pid >= 0:
-            # Before the pipe ends: one that is stuck would take that for the kernel's end later on.
-            _kill(self._pid)
-        self._close_pipe()
-        if self._pidfd >= 0:
-            self._old_pidfds.append(self._pidfd)
-        self._pid = self._pidfd = -1
+        self._bury()
         reading, self._pipe = os.pipe()
         try:
             os.set_blocking(self._pipe, False)
@@ -157,11 +167,22 @@ class Guard:
             raise
         finally:
             os.close(reading)
+        self._born = time.monotonic()
         if hasattr(os, "pidfd_open"):
             with contextlib.suppress(OSError):
                 self._pidfd = os.pidfd_open(self._pid)
         self._unsent += b"".join(b"+%d\n" % group for group in self._groups)
         self._flush()
+
+    def _bury(self) -> None:
+        """Ends and reaps the one there is, if it has not ended by itself."""
+        if self._pid >= 0:
+            # Before the pipe ends: one that is stuck would take that for the kernel's end later on.
+            _kill(self._pid)
+        self._close_pipe()
+        if self._pidfd >= 0:
+            self._old_pidfds.append(self._pidfd)
+        self._pid = self._pidfd = -1
 
     def _spawn(self, reading: int) -> int:
         import subprocess

@@ -405,9 +405,10 @@ def _pieces(picture: _Picture, last: int | None = None) -> tuple[list[_Part], li
                     skipped = min(max(wanted - start, 0), end - start)
                     pieces.append(_read(file, at + skipped, start + skipped, end))
                     at += end - start
-    except OSError:
+    except OSError as error:
+        why = "its file is gone" if isinstance(error, FileNotFoundError) else _why(error)
         pieces = []
-        losses = [_Loss(0, picture.start, "its file is gone")] if picture.start else []
+        losses = [_Loss(0, picture.start, why)] if picture.start else []
         return [(picture.start, memory)], losses
     return [*pieces, (picture.filed, memory[picture.filed - picture.start :])], losses
 

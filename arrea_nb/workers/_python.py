@@ -122,7 +122,11 @@ def _run_coroutine(coroutine: Any, worker: Worker) -> Any:
             task.cancel()
         return await task
 
-    return asyncio.run(supervise())
+    try:
+        return asyncio.run(supervise())
+    finally:
+        # Here, and not under the lock: with the task goes what its user gave it.
+        worker.cancel_task = None
 
 
 def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -> Outcome:
@@ -137,7 +141,7 @@ def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -
         error = raised
         error.__traceback__ = _users_part(error.__traceback__)
     else:
-        error = JobCrashed(f"the callable raised {type(raised).__name__}: {raised}".rstrip(": "))
+        error = JobCrashed(f"the callable raised {brief(raised)}")
         raised.__traceback__ = _users_part(raised.__traceback__)
         error.__cause__ = raised
     decision = job.batch.policy.decide(error, job.attempt, desk.public(job))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -39,6 +40,12 @@ _PIPE_HOLDS = 1 << 20
 _LOWEST_PRIORITY = 19
 # A flag of a process in /proc, set from its fork to its exec. Popen returns after either that or its end.
 _PF_FORKNOEXEC = 0x40
+_REMEDIES = {
+    errno.EMFILE: "the kernel may open no more (ulimit -n); raise that, or run fewer at once (workers=)",
+    errno.ENFILE: "the whole machine has no file left to open; run fewer at once (workers=)",
+    errno.EAGAIN: "no more processes are allowed (ulimit -u); end some, or run fewer at once (workers=)",
+    errno.ENOMEM: "there is no memory left for it; free some, or run fewer at once (workers=)",
+}
 
 
 def run_shell(worker: Worker, job: JobRecord, desk: Desk) -> Outcome:
@@ -58,7 +65,7 @@ class _ShellRun:
         self._worker = worker
         self._job = job
         self._desk = desk
-        self._wake = worker.wake_fd()
+        self._wake = -1
         self._output = job.output = desk.new_output()
         self._streams: dict[int, int] = {}  # from the descriptor to 0 (stdout) or 1 (stderr)
         self._decoders = [codecs.getincrementaldecoder("utf-8")("replace") for _ in range(2)]
@@ -82,23 +89,14 @@ class _ShellRun:
         import resource  # not on Windows, where nothing gets here
 
         own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        out, out_end = os.pipe()
-        err, err_end = os.pipe()
         pidfd = -1
-        self._streams = {out: 0, err: 1}
         guard = None
         try:
             try:
-                popen = self._popen = self._spawn(out_end, err_end)
-                if _was_killed_unborn(popen):
-                    popen = self._popen = self._spawn(out_end, err_end)
-                self._pid = popen.pid
-            except (OSError, ValueError) as error:
+                popen = self._begin()
+                pidfd = self._pidfd_of(popen)
+            except (OSError, ValueError, MemoryError) as error:
                 return self._could_not_start(error)
-            finally:
-                os.close(out_end)
-                os.close(err_end)
-            pidfd = os.pidfd_open(popen.pid)
             guard = self._desk.guard()
             self._see_to(guard)
             guard.add(popen.pid)
@@ -108,35 +106,60 @@ class _ShellRun:
                 status = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
                 guard.remove(popen.pid)
-                guard = None
-                popen.returncode = 0
+                self._pid = popen.returncode = 0
                 return Outcome(
                     None, JobCrashed("its exit status is lost: something else waited for its process")
                 )
             left_behind = self._kill_the_rest()
             self._drain()
             guard.remove(popen.pid)
-            guard = None
             usage = os.wait4(popen.pid, 0)[2]
-            popen.returncode = 0  # so that Popen does not wait for it as well
+            self._pid = popen.returncode = 0  # so that Popen does not wait for it as well
             return self._outcome(status, usage, own_peak, left_behind=left_behind)
         finally:
-            if guard is not None:
+            if self._pid:
                 self._give_up(guard)
             for fd in (*self._streams, *self._others, pidfd):
                 if fd >= 0:
                     os.close(fd)
             self._output.close()
 
+    def _begin(self) -> subprocess.Popen[bytes]:
+        """Makes the descriptors and spawns the process."""
+        ends: list[int] = []
+        try:
+            self._wake = self._worker.wake_fd()
+            for stream in range(len(self._decoders)):
+                reading, end = os.pipe()
+                self._streams[reading] = stream
+                ends.append(end)
+            popen = self._popen = self._spawn(*ends)
+            if _was_killed_unborn(popen):
+                popen = self._popen = self._spawn(*ends)
+        finally:
+            for end in ends:
+                os.close(end)
+        self._pid = popen.pid
+        return popen
+
+    def _pidfd_of(self, popen: subprocess.Popen[bytes]) -> int:
+        """The descriptor that tells of its end. Without one the process is ended again."""
+        try:
+            return os.pidfd_open(popen.pid)
+        except BaseException:
+            self._give_up(None)
+            raise
+
     def _give_up(self, guard: Any) -> None:
-        """After a bug on the way: nothing is left running, and the guard forgets the group."""
+        """After a fault on the way: nothing is left running, and the guard forgets the group."""
         with contextlib.suppress(OSError):
             os.killpg(self._pid, signal.SIGKILL)
-        guard.remove(self._pid)
+        if guard is not None:
+            guard.remove(self._pid)
         with contextlib.suppress(ChildProcessError):
             os.wait4(self._pid, 0)
         if self._popen is not None:
-            self._popen.returncode = 0
+            self._pid = self._popen.returncode = 0
 
     def _spawn(self, out_end: int, err_end: int) -> subprocess.Popen[bytes]:
         job = self._job
@@ -158,8 +181,10 @@ class _ShellRun:
 
     def _could_not_start(self, error: Exception) -> Outcome:
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
-        reason = getattr(error, "strerror", None) or str(error)
-        failure = CommandFailed(f"could not start: {reason} (exit {code})", code)
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+        advice = f"; {_REMEDIES[number]}" if number in _REMEDIES else ""
+        failure = CommandFailed(f"could not start: {reason} (exit {code}){advice}", code)
         failure.__cause__ = error
         outcome = Outcome(None, failure)
         outcome.could_not_start = True
@@ -208,7 +233,7 @@ class _ShellRun:
         """Starts the guard if it does not run. Not for the main thread, where an interrupt could tear it."""
         try:
             guard.ensure()
-        except OSError as error:
+        except (OSError, MemoryError) as error:
             _log.warning("the guard could not be started (%s): a crash now would leave processes", error)
 
     def _read(self, fd: int) -> int:

@@ -11,15 +11,15 @@ A slot: `open` from just before the callable is called until `close`; `injected`
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
 import threading
 from typing import Any
 
-from arrea_nb._records import Desk, JobRecord, Latch, Outcome
+from arrea_nb._records import Desk, JobRecord, Latch
 from arrea_nb._section import Shelter
-from arrea_nb.errors import JobCrashed
 from arrea_nb.workers._python import StopJob, run_python
 from arrea_nb.workers._shell import run_shell
 
@@ -52,27 +52,23 @@ class Worker(Shelter):
 
     def _work(self) -> None:
         self.ident = threading.get_ident()
-        job: JobRecord | None = None
-        outcome: Outcome | None = None
-        while True:
-            try:
-                job = self.desk.report(self, job, outcome)
-                outcome = None
-                while job is not None:
-                    if job.command.kind == "python":
-                        job = run_python(self, job, self.desk)
-                    else:
-                        job = self.desk.report(self, job, run_shell(self, job, self.desk))
-                break
-            except BaseException as error:  # noqa: BLE001 - C21: a bug of ours must not lose the job
-                _log.exception("a worker thread died of a bug; it begins anew")
-                if self.job is None or outcome is not None:
-                    break  # there is no job to be lost, or reporting that it crashed is what failed
-                job = self.job
-                crash = JobCrashed(f"its worker died of a bug in arrea_nb: {error!r}")
-                crash.__cause__ = error
-                outcome = Outcome(None, crash)
+        self._run_jobs()
+        while not self.lost and self.desk.stand_in(self):
+            self._run_jobs()
         self._close_wake()
+
+    def _run_jobs(self) -> None:
+        try:
+            job = self.desk.report(self, None, None)
+            while job is not None:
+                if job.command.kind == "python":
+                    job = run_python(self, job, self.desk)
+                else:
+                    job = self.desk.report(self, job, run_shell(self, job, self.desk))
+        except BaseException as error:  # noqa: BLE001 - C21: a bug of ours must not lose the job
+            with contextlib.suppress(Exception):
+                _log.exception("a worker thread died of a bug; another takes its place")
+            self.desk.crashed(self, error)
 
     # The slot; all of these are called under the Leader's lock
 

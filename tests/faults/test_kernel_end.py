@@ -1,4 +1,7 @@
-"""C17, C14: however a kernel ends, two seconds later its shell jobs and its spool are gone."""
+"""C17, C14: however a kernel ends, two seconds later its shell jobs and its spool are gone.
+
+Also when its guard was killed before, and when it had no memory left to clean up with.
+"""
 
 import json
 import os
@@ -14,27 +17,45 @@ from jupyter_client.manager import KernelManager
 # From the kernel's end until nothing of it may be left, in seconds.
 LIMIT = 2.0
 
-# Ten jobs, each a shell with two grandchildren, one of them in a session of its own; none heeds SIGTERM.
-# It prints more than is kept in memory, so that there is a spool, and tells when all of that is so.
-START = """
+# Fifty jobs, each a shell with three grandchildren, one of them in a session of its own, one with an empty
+# environment; half of the jobs do not heed SIGTERM. Each prints more than is kept in memory, so that there is
+# a spool, and tells of it.
+JOBS = 50
+START = f"""
 import json, arrea_nb
+arrea_nb.Leader.instance().memory_output_bytes = 1024
 line = '''
-trap "" TERM
 (sleep 300) &
 setsid sleep 300 &
-yes | head -c 400000
+env -i sleep 300 &
+yes | head -c 4000
 echo ready
 wait
 '''
-news = arrea_nb.subscribe()
-batch = arrea_nb.execute([line] * 10, workers=10, timeout=None)
+lines = ["trap : TERM" + line, "trap '' TERM" + line] * {JOBS // 2}
 ready = set()
-while len(ready) < 10:
-    event = news.get(timeout=30)
-    if event.type == "job_output" and "ready" in event.text:
-        ready.add(event.job)
-news.close()
-print(json.dumps({"jobs": [job.pid for job in batch], "spooled": [job.output_path for job in batch]}))
+with arrea_nb.subscribe() as news:
+    batch = arrea_nb.execute(lines, workers=50, timeout=None)
+    while len(ready) < {JOBS}:
+        event = news.get(timeout=60)
+        if event.type == "job_output" and "ready" in event.text:
+            ready.add(event.job)
+leader = arrea_nb.Leader.instance()
+def told():
+    print(json.dumps({{
+        "jobs": [job.pid for job in batch],
+        "spooled": [job.output_path for job in batch],
+        "states": {{str(state): count for state, count in batch.counts.items() if count}},
+        "guard": leader._guard._pid,
+    }}))
+told()
+"""
+# All allocations of any size fail from here on, also those of whoever cleans up.
+NO_MEMORY = """
+import resource
+with open("/proc/self/statm") as file:
+    size = int(file.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size, size))
 """
 
 
@@ -55,7 +76,24 @@ def terminate(manager, client):
 
 
 def kill(manager, client):
+    """As the kernel of the system does it when there is no memory left."""
     os.kill(manager.provisioner.pid, signal.SIGKILL)
+
+
+def starve(manager, client):
+    client.execute_interactive(NO_MEMORY, timeout=60)
+    manager.shutdown_kernel()
+
+
+def lose_the_guard_first(manager, client):
+    """Nobody asks for a guard: the jobs that run must notice by themselves that theirs is gone."""
+    guard = _printed(client, "told()")["guard"]
+    os.kill(guard, signal.SIGKILL)
+    told = _printed(
+        client, f"import time\nwhile leader._guard._pid in (-1, {guard}): time.sleep(0.01)\ntold()"
+    )
+    assert told["states"] == {"running": JOBS}
+    kill(manager, client)
 
 
 @pytest.fixture
@@ -75,9 +113,9 @@ def kernel():
         manager.context.destroy()
 
 
-@pytest.mark.parametrize("end", [restart, shutdown, leave, terminate, kill])
+@pytest.mark.parametrize("end", [restart, shutdown, leave, terminate, kill, starve, lose_the_guard_first])
 def test_nothing_of_a_kernel_is_left_two_seconds_after_its_end(kernel, end):
-    """C17, C14: ten jobs whose grandchildren ignore SIGTERM, and five ways for a kernel to go."""
+    """C17, C14: fifty jobs with grandchildren, half of whom ignore SIGTERM; a kernel's ways to go."""
     manager, client = kernel
     started = _printed(client, START)
     kernel_id = _kernel_id(started["jobs"][0])
@@ -85,13 +123,15 @@ def test_nothing_of_a_kernel_is_left_two_seconds_after_its_end(kernel, end):
     assert len(spools) == 1
     spool = spools.pop()
     assert spool.stat().st_mode & 0o777 == 0o700
-    assert len(_carrying(kernel_id)) >= 30
+    assert len(_left(kernel_id, started["jobs"])) >= 4 * JOBS
 
     watch = EndOf(manager.provisioner.pid)
     end(manager, client)
     deadline = watch.ended_at() + LIMIT
 
-    while (left := _carrying(kernel_id) or [spool] * spool.exists()) and time.monotonic() < deadline:
+    while (
+        left := _left(kernel_id, started["jobs"]) or [spool] * spool.exists()
+    ) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left, f"{LIMIT:g} s after the kernel's end there is still {left}"
 
@@ -136,12 +176,21 @@ def _kernel_id(pid):
     return found
 
 
-def _carrying(kernel_id):
+def _left(kernel_id, groups):
+    """The processes that carry the kernel's id or belong to a group of its jobs."""
     return [
-        int(entry.name)
+        entry.name
         for entry in Path("/proc").iterdir()
-        if entry.name.isdigit() and kernel_id in _environment(entry.name)
+        if entry.name.isdigit()
+        and (kernel_id in _environment(entry.name) or _group(int(entry.name)) in groups)
     ]
+
+
+def _group(pid):
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def _environment(pid):
