@@ -155,7 +155,9 @@ def stopped(kernel, request, *, view=True):
     left = {
         content["transient"]["display_id"]
         for kind, content in outputs
-        if kind == "update_display_data" and content["data"] == {}
+        if kind == "update_display_data"
+        and not content["data"].get("text/plain")
+        and VIEW not in content["data"]
     }
     views = {content["transient"]["display_id"] for content in shown if VIEW in content["data"]}
     assert views == left

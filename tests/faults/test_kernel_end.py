@@ -136,6 +136,23 @@ def test_nothing_of_a_kernel_is_left_two_seconds_after_its_end(kernel, end):
     assert not left, f"{LIMIT:g} s after the kernel's end there is still {left}"
 
 
+def test_a_process_that_cleared_its_environment_but_not_its_group_ends_with_the_kernel(kernel, tmp_path):
+    """C17: the guard knows the group; nothing in the process says whose it is."""
+    manager, client = kernel
+    line = f"env -i sleep 300 & echo $! > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; wait"
+    client.execute_interactive(f"import arrea_nb; arrea_nb.execute([{line!r}], timeout=None)", timeout=60)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process = int((tmp_path / "pid").read_text())
+    watch, watch_kernel = EndOf(process), EndOf(manager.provisioner.pid)
+
+    os.kill(manager.provisioner.pid, signal.SIGKILL)
+
+    assert watch.ended_at() < watch_kernel.ended_at() + LIMIT
+
+
 class EndOf:
     """When a process ended, noted by a thread while the test is busy ending it."""
 

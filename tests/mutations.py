@@ -1,0 +1,297 @@
+"""Breaks the code on purpose, one contract at a time, and sees whether the test that holds it fails.
+
+    make mutations                              # all of them
+    python tests/mutations.py C7 C17            # those of these contracts
+
+Each mutation is applied to a copy of the package in a temporary directory, which the test then imports. Exits
+with 1 if a mutant survived, and with 2 if a test fails without one or the code to be broken is not there.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# Seconds for one test; a mutant that makes it hang is found out by that.
+TIMEOUT = 60
+MARK = "ARREA_NB_MUTANT"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Code of `file` that is taken out, what stands there instead, and the test that must fail then."""
+
+    contract: str
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTATIONS = [
+    Mutation(
+        "C2",
+        "a job that waits for its retry keeps its place",
+        "_ledger.py",
+        "        if job.away:\n            job.away = False\n            return\n",
+        "        if job.away or job.stop is None:\n            job.away = False\n            return\n",
+        "test_contracts_running.py::test_c10_a_retry_runs_again_after_the_delay_and_frees_the_worker",
+    ),
+    Mutation(
+        "C3",
+        "the newest batch and its last job come first",
+        "_ledger.py",
+        "            job = jobs[batch.next_new]\n",
+        "            job = jobs[-1 - batch.next_new]\n",
+        "test_contracts_admission.py::test_c3_first_attempts_begin_in_the_order_given_and_results_come_in_it",
+    ),
+    Mutation(
+        "C5",
+        "the rest of the process group is not killed",
+        "workers/_shell.py",
+        "            os.killpg(self._pid, signal.SIGKILL)\n        except (Proc",
+        "            pass\n        except (Proc",
+        "test_contracts_running.py::test_c5_what_was_left_in_the_background_is_stopped_and_noted",
+    ),
+    Mutation(
+        "C6",
+        "no SIGKILL after the grace",
+        "workers/_shell.py",
+        "            self._signal(signal.SIGKILL, watch=False)\n",
+        "            self._signal(signal.SIGTERM, watch=False)\n",
+        "test_contracts_running.py::test_c6_a_group_that_ignores_sigterm_is_killed_after_the_grace",
+    ),
+    Mutation(
+        "C7",
+        "the stop exception that is pending when the callable returns is not taken back",
+        "workers/_threads.py",
+        "        if self.injected:\n            _set_exception(self.ident, _nothing)\n\n    def stop",
+        "\n    def stop",
+        "test_contracts_running.py::test_c7_a_stop_never_lands_in_another_job",
+    ),
+    Mutation(
+        "C7",
+        "a deadline's exception is injected although the slot is closed",
+        "workers/_threads.py",
+        "        elif self.open and not self.injected:\n",
+        "        elif not self.injected:\n",
+        "test_contracts_running.py::test_c7_a_stop_never_lands_in_another_job",
+    ),
+    Mutation(
+        "C8",
+        "a cancel stops the workers of other batches as well",
+        "_engine.py",
+        "            if worker.job is job:\n                worker.stop()\n",
+        "            if worker.job is not None:\n                worker.stop()\n",
+        "test_contracts_running.py::test_c8_cancelling_one_batch_touches_no_other",
+    ),
+    Mutation(
+        "C9",
+        "no JobEnded for a job that is cancelled before it has run",
+        "_ledger.py",
+        "        if batch.heard:\n            self._publish(self._job_ended(job, at))\n        if job.l",
+        "        if batch.heard and job.attempt:\n            self._publish(self._job_ended(job, at))\n"
+        "        if job.l",
+        "test_contracts_running.py::test_c9_every_job_ends_once_and_batch_ended_comes_after_all",
+    ),
+    Mutation(
+        "C9",
+        "a second JobEnded for a job that was timed out",
+        "_ledger.py",
+        "        if batch.heard:\n            self._publish(self._job_ended(job, at))\n        if job.l",
+        "        if batch.heard:\n            self._publish(self._job_ended(job, at))\n"
+        "            if state is TIMED_OUT:\n                self._publish(self._job_ended(job, at))\n"
+        "        if job.l",
+        "test_soak.py::test_c9_c19_no_job_is_lost_and_nothing_left_over[callables]",
+    ),
+    Mutation(
+        "C10",
+        "a retry does not run the command again",
+        "_ledger.py",
+        "            if job.state is WAITING:\n                job.batch.due.append(job)\n",
+        "            if job.state is WAITING:\n                self._end(job, FAILED, job.error, now, now)\n",
+        "test_contracts_running.py::test_c10_a_retry_runs_again_after_the_delay_and_frees_the_worker",
+    ),
+    Mutation(
+        "C12",
+        "what was in memory is lost when output is spooled",
+        "workers/_output.py",
+        "        why = self._file((pending, data))\n",
+        "        why = self._file((b'.' * len(pending), data))\n",
+        "test_contracts_output.py::test_c12_a_hundred_jobs_that_print_a_megabyte_show_all_of_it",
+    ),
+    Mutation(
+        "C13",
+        "what is written after an attempt's end is kept",
+        "workers/_python.py",
+        "        if not self.open or not text:\n",
+        "        if not text:\n",
+        "test_contracts_output.py::test_c13_what_is_written_after_the_end_is_dropped",
+    ),
+    Mutation(
+        "C13",
+        "every attempt writes to the one that began last",
+        "workers/_capture.py",
+        "    return running.get() if _installed else None\n",
+        "    global _latest\n    mine = running.get() if _installed else None\n"
+        "    _latest = mine if mine is None or _latest is None else _latest\n"
+        "    return mine and _latest\n\n\n_latest: Reporter | None = None\n",
+        "test_contracts_output.py::test_c13_what_a_callable_prints_goes_to_its_own_job_only",
+    ),
+    Mutation(
+        "C15",
+        "events are delivered outside the lock, each by a thread of its own",
+        "_engine.py",
+        "        self._ledger = Ledger(self._broadcast.publish, self.max_workers)\n",
+        "        def publish(event: Any) -> None:\n"
+        "            threading.Thread(target=self._broadcast.publish, args=(event,), daemon=True).start()\n\n"
+        "        self._ledger = Ledger(publish, self.max_workers)\n",
+        "test_contracts_events.py::test_c15_every_subscriber_sees_the_same_order",
+    ),
+    Mutation(
+        "C16",
+        "lifecycle events are dropped past mailbox_size",
+        "_broadcast.py",
+        "        if isinstance(event, _DROPPABLE):\n",
+        "        if isinstance(event, Event):\n",
+        "test_contracts_events.py::test_c16_output_past_the_mailbox_is_dropped_and_counted_and_lifecycle_never",
+    ),
+    Mutation(
+        "C17",
+        "the guard is not told of a job's process group",
+        "workers/_shell.py",
+        "            guard.add(popen.pid)\n",
+        "",
+        "test_kernel_end.py::test_a_process_that_cleared_its_environment_but_not_its_group_ends_with_the_kernel",
+    ),
+    Mutation(
+        "C17",
+        "the guard does not look for processes that carry the kernel's id",
+        "workers/_guard.py",
+        "    _sweep(kernel_id)\n    _remove(spool_directory)\n",
+        "    _remove(spool_directory)\n",
+        "test_kernel_end.py::test_nothing_of_a_kernel_is_left_two_seconds_after_its_end[kill]",
+    ),
+    Mutation(
+        "C18",
+        "the sweep removes batches that run",
+        "_engine.py",
+        "        ended = [one for one in self._ledger.batches.values() if one.end_clock is not None]\n"
+        "        ended.sort",
+        "        ended = list(self._ledger.batches.values())\n        ended.sort",
+        "test_contracts_lifecycle.py::test_c18_the_latest_are_kept_and_the_oldest_go",
+    ),
+    Mutation(
+        "C19",
+        "what a retried attempt printed is held by its error",
+        "workers/_python.py",
+        "            self._output = _nowhere\n",
+        "            pass\n",
+        "test_soak.py::test_c9_c19_no_job_is_lost_and_nothing_left_over[batches]",
+    ),
+    Mutation(
+        "C21",
+        "a job is lost with the worker that dies of a bug",
+        "workers/_threads.py",
+        "                if self.job is None or outcome is not None:\n",
+        "                if True:\n",
+        "test_contracts_lifecycle.py::test_c21_a_worker_that_dies_of_a_bug_is_replaced_and_its_job_crashed",
+    ),
+    Mutation(
+        "rule 1",
+        "an interrupt that came inside a section is not raised at its end",
+        "_section.py",
+        "                    signal.signal(signal.SIGINT, before)\n                finally:\n"
+        "                    signal.raise_signal(signal.SIGINT)\n",
+        "                    signal.signal(signal.SIGINT, before)\n                finally:\n"
+        "                    pass\n",
+        "test_interrupts.py::test_stop_while_execute_admits_ten_thousand_commands",
+    ),
+    Mutation(
+        "rule 1",
+        "interrupts are not held back in a section",
+        "_section.py",
+        "                signal.signal(signal.SIGINT, _note)\n",
+        "                pass\n",
+        "test_interrupts.py::test_stop_while_execute_admits_ten_thousand_commands",
+    ),
+    Mutation(
+        "§5.4",
+        "an interrupt that is held back does not end the wait of a cell",
+        "_section.py",
+        "        bell.put(None)\n",
+        "        pass\n",
+        "test_interrupts.py::test_stop_at_every_moment_of_a_cell[while it waits]",
+    ),
+]
+
+
+def main(wanted: list[str]) -> int:
+    """Tries the mutations of these contracts, or all. Returns the exit code."""
+    chosen = [one for one in MUTATIONS if not wanted or one.contract in wanted]
+    survived = wrong = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        whole = _copy(Path(folder))
+        for test in dict.fromkeys(one.test for one in chosen):
+            if _run(whole, test) != 0:
+                print(f"fails without a mutant: {test}", flush=True)
+                wrong += 1
+    for one in chosen:
+        with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+            began = time.monotonic()
+            verdict = _tried(one, _copy(Path(folder)))
+            survived += verdict == "SURVIVED"
+            wrong += verdict == "CANNOT TELL"
+            took = time.monotonic() - began
+            print(f"{one.contract:7} {verdict:11} {took:4.0f} s  {one.what}\n{'':28}{one.test}", flush=True)
+    print(f"\n{len(chosen)} mutants: {len(chosen) - survived - wrong} killed, {survived} survived")
+    return 2 if wrong else int(survived > 0)
+
+
+def _copy(folder: Path) -> Path:
+    shutil.copytree(ROOT / "arrea_nb", folder / "arrea_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def _tried(mutation: Mutation, folder: Path) -> str:
+    path = folder / "arrea_nb" / mutation.file
+    source = path.read_text()
+    if source.count(mutation.old) != 1:
+        return "CANNOT TELL"
+    path.write_text(source.replace(mutation.old, mutation.new))
+    return {0: "SURVIVED", 1: "killed"}.get(_run(folder, mutation.test), "CANNOT TELL")
+
+
+def _run(folder: Path, test: str) -> int:
+    """The exit code of pytest for one test with this copy of the package; ends whatever the mutant left."""
+    mark = uuid.uuid4().hex
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--timeout={TIMEOUT}"]
+    done = subprocess.run(
+        [*command, "-c", ROOT / "pyproject.toml", f"--rootdir={ROOT}", ROOT / "tests" / test],
+        cwd=folder,  # `-m` puts it first on the path
+        env={**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", MARK: mark},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(entry.name), signal.SIGKILL)
+            except OSError:
+                continue  # it has ended, or is another user's
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
