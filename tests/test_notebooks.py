@@ -60,7 +60,7 @@ def test_nbval_accepts_a_notebook_as_it_is_saved(tmp_path):
 def test_nbval_notices_that_the_output_of_one_command_was_deleted(representation, command, printed, tmp_path):
     notebook = nbformat.read(QUICKSTART, as_version=4)
     (cell,) = (cell for cell in notebook.cells if f"\n{command}" in cell.source)
-    (output,) = (output for output in cell.outputs if representation in output.get("data", {}))
+    (output,) = (output for output in cell.outputs if output.get("data", {}).get(representation))
     output.data[representation], deleted = re.subn(printed, "", output.data[representation], count=1)
     assert deleted
 

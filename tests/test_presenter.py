@@ -151,8 +151,8 @@ def wait_idle():
 def test_a_cell_that_waits_ends_with_the_summary_in_the_place_of_the_view(leader, presenter, shown, sent):
     leader.run(["true", "echo hello"])
     view, gone, summary = shown.items
-    assert list(view.data) == ["application/vnd.jupyter.widget-view+json"]
-    assert gone.data == {"text/plain": ""}
+    assert list(view.data) == ["application/vnd.jupyter.widget-view+json", "text/plain"]
+    assert gone.data == {"text/plain": view.data["text/plain"]} == {"text/plain": ""}
     assert gone.update
     assert gone.transient == view.transient
     assert summary.data["text/plain"].startswith("2 jobs succeeded")

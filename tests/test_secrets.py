@@ -60,7 +60,7 @@ def test_the_live_view_is_not_told_it(leader):
     batch = leader.execute([USES, f"{USES}; exit 3"], env={"TOKEN": SECRET})
     assert batch.wait(60)
     frames = Frames(batch)
-    sent = json.dumps([frames.picture(), frames.frame({0, 1})])
+    sent = json.dumps([frames.picture(0.0), *(frames.frame(float(at)) for at in (1, 2))])
     assert "exit 3" in sent
     assert SECRET not in sent
 

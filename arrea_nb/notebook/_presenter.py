@@ -245,8 +245,8 @@ class Showing:
             return
         self._display_id = uuid.uuid4().hex
         reference = {"version_major": 2, "version_minor": 0, "model_id": stage.live().model_id}
-        # Without text/plain: a strict nbval would compare it, and it is not what stays.
-        _publish({_VIEW: reference}, transient={"display_id": self._display_id})
+        # With the text that stays when it leaves: a strict nbval compares that with what it is shown first.
+        _publish({_VIEW: reference, "text/plain": ""}, transient={"display_id": self._display_id})
 
     def leave_cell(self) -> None:
         """Its cell is over. If the batch still runs, what stays there is a text that stays true."""
