@@ -281,14 +281,22 @@ class Engine:
             yield  # a thread of the callable's own, into which nothing is injected
             return
         with self._lock:
-            worker.sheltered += 1
+            # In this order: one that is pending since before the lock may arrive in the call.
             worker.take_back()
+            worker.sheltered += 1
         try:
             yield
         finally:
             with self._lock:
                 worker.sheltered -= 1
                 worker.give_again()
+
+    def stop_was_dropped(self, worker: Worker) -> None:
+        """The stop exception was raised in a finaliser, where Python drops it."""
+        with self._lock:
+            worker.dropped = True
+            # Not from here: it would be raised in the finaliser's own end, and dropped again.
+            self._timer.plan(time.monotonic())
 
     def timeout_error(self, job: JobRecord) -> JobTimeout:
         """The error of a job that ran past its deadline."""
@@ -416,6 +424,8 @@ class Engine:
                     if job.batch.end_clock is not None:
                         plans.append(self._plan_sweep(now))
                     continue
+                if worker.unstopped:
+                    worker.stop()
                 if worker.deadline is not None and worker.deadline <= now and job.stop is None:
                     self._ledger.stop(job, JobState.TIMED_OUT, self.grace, now, at)
                     worker.stop()

@@ -47,6 +47,7 @@ from arrea_nb._state import BatchSnapshot, JobSnapshot, LeaderState
 from arrea_nb.errors import UnknownBatchError
 from arrea_nb.events import CustomEvent, JobState
 from arrea_nb.workers import _capture
+from arrea_nb.workers._threads import hear_no_more
 
 _log = logging.getLogger("arrea_nb")
 _leaders: weakref.WeakSet[Leader] = weakref.WeakSet()
@@ -387,6 +388,7 @@ class Leader(Engine, SingletonConfigurable):
             Leader.clear_instance()
         if not any(not one._closed for one in _leaders):  # noqa: SLF001
             _capture.uninstall()
+            hear_no_more()
 
     # For the notebook side
 

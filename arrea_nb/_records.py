@@ -282,6 +282,8 @@ class Desk(Protocol):
 
     def sheltered(self, worker: Any) -> AbstractContextManager[None]: ...
 
+    def stop_was_dropped(self, worker: Any) -> None: ...
+
 
 def brief(error: BaseException | None) -> str:
     """One line that says what went wrong. An error that cannot say so is named all the same."""

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -289,6 +290,78 @@ def test_c7_a_cancelled_callable_is_stopped():
         batch.cancel()
         assert batch.wait(timeout=LONG)
     assert (batch[0].state, batch[0].abandoned) == ("cancelled", False)
+
+
+def test_c7_what_a_stopped_callable_cleans_up_is_not_stopped_again():
+    """What it prints or tells in `finally` takes the Leader's lock; the exception comes once all the same."""
+
+    def work():
+        try:
+            while True:
+                time.sleep(0.001)
+        finally:
+            for step in range(3):
+                print("step", step)
+                arrea_nb.progress(step, 3)
+
+    job = arrea_nb.execute([work], timeout=0.05)[0]
+    with pytest.raises(JobTimeout):
+        job.result(timeout=LONG)
+    assert job.stdout == "step 0\nstep 1\nstep 2\n"
+
+
+def test_c7_a_stop_that_a_finaliser_swallowed_comes_again():
+    class Slow:
+        def __del__(self):
+            spin()
+
+    def spin():
+        end = time.perf_counter() + 0.02
+        while time.perf_counter() < end:
+            pass
+
+    def work():
+        while True:
+            Slow()
+            spin()
+
+    with arrea_nb.Leader(grace=LONG) as leader:
+        hook = sys.unraisablehook
+        # Of eight, half of whose time is a finaliser's, hardly all are hit outside of it at the first try.
+        batch = leader.execute([work] * 8, timeout=0.1, workers=8)
+        assert batch.wait(timeout=LONG / 2)
+        assert {job.state for job in batch} == {"timed_out"}
+        assert not any(job.abandoned for job in batch)
+    assert sys.unraisablehook is hook
+
+
+def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_next_job():
+    go = threading.Event()
+    idents = SimpleQueue()
+
+    def prints():
+        idents.put(threading.get_ident())
+        go.wait(LONG)
+        print("x")
+
+    def loops():
+        idents.put(threading.get_ident())
+        while True:
+            time.sleep(0.001)
+
+    with arrea_nb.Leader(max_workers=1, grace=LONG) as leader:
+        batch = leader.execute([prints, loops])
+        ident = idents.get(timeout=LONG)
+        with leader._lock:
+            go.set()
+            while sys._current_frames()[ident].f_code.co_name != "sheltered":
+                time.sleep(0.001)  # until it waits for the lock that is held here
+            batch[0].cancel()
+        assert idents.get(timeout=LONG) == ident
+        batch[1].cancel()
+        assert batch.wait(timeout=LONG / 2)
+        assert [job.state for job in batch] == ["cancelled", "cancelled"]
+        assert not any(job.abandoned for job in batch)
 
 
 def test_c7_a_stop_never_lands_in_another_job():

@@ -9,6 +9,7 @@ catch; a coroutine is cancelled through its loop instead. Tracebacks begin in th
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from types import CoroutineType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,22 @@ _OURS = str(Path(__file__).resolve().parent.parent)
 _ASYNCIO = str(Path(asyncio.__file__).resolve().parent)
 
 
+class _Here(threading.local):
+    worker: Worker | None = None
+
+
+here = _Here()
+"""Which worker this thread is, if it is one."""
+
+
 class StopJob(BaseException):
     """Raised in a callable at its deadline or when it is cancelled. Private: nobody should catch it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # It is made when it arrives. Until then it is pending, and can be taken back.
+        if here.worker is not None:
+            here.worker.arrived = True
 
 
 class _Running:

@@ -6,7 +6,8 @@ and only while the attempt's slot is open; the worker closes the slot and takes 
 under the same lock, so that it can never land in another job.
 
 A slot: `open` from just before the callable is called until `close`; `injected` once the exception was set;
-`withheld` while a section (see `_section.py`) keeps it back.
+`withheld` while a section (see `_section.py`) keeps it back; `arrived` once it was raised in the callable;
+`dropped` if that was in a finaliser, where Python drops whatever is raised: then it comes again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import contextlib
 import ctypes
 import logging
 import os
+import sys
 import threading
 from typing import Any
 
 from arrea_nb._records import Desk, JobRecord, Latch
 from arrea_nb._section import Shelter
-from arrea_nb.workers._python import StopJob, run_python
+from arrea_nb.workers._python import StopJob, here, run_python
 from arrea_nb.workers._shell import run_shell
 
 _log = logging.getLogger("arrea_nb")
@@ -39,6 +41,8 @@ class Worker(Shelter):
         self.open = False
         self.injected = False
         self.withheld = False
+        self.arrived = False
+        self.dropped = False
         self.sheltered = 0
         self.number = number
         self.lost = False  # its job was abandoned; it is not a worker any more
@@ -52,6 +56,7 @@ class Worker(Shelter):
 
     def _work(self) -> None:
         self.ident = threading.get_ident()
+        here.worker = self
         self._run_jobs()
         while not self.lost and self.desk.stand_in(self):
             self._run_jobs()
@@ -75,7 +80,7 @@ class Worker(Shelter):
     def begin(self, job: JobRecord | None, deadline: float | None) -> None:
         """It has got this job."""
         self.job = job
-        self.injected = self.withheld = False
+        self.injected = self.withheld = self.arrived = self.dropped = False
         self.deadline = deadline
         self.grace_ends = None
         self.cancel_task = None
@@ -99,8 +104,10 @@ class Worker(Shelter):
             return
         if self.cancel_task is not None:
             self.cancel_task()
-        elif self.open and not self.injected:
+        elif self.open and (self.dropped or not self.injected):
             self.injected = True
+            self.arrived = self.dropped = False
+            hear_of_dropped()
             if self.sheltered:
                 self.withheld = True
             else:
@@ -109,8 +116,8 @@ class Worker(Shelter):
             self.latch.put(None)
 
     def take_back(self) -> None:
-        """Keeps the stop exception out of a section."""
-        if self.open and self.injected and not self.withheld:
+        """Keeps the stop exception out of a section; one that has arrived is out already."""
+        if self.open and self.injected and not self.withheld and not self.arrived:
             _set_exception(self.ident, _nothing)
             self.withheld = True
 
@@ -119,6 +126,12 @@ class Worker(Shelter):
         if self.open and self.withheld and not self.sheltered:
             self.withheld = False
             _set_exception(self.ident, _stop)
+
+    @property
+    def unstopped(self) -> bool:
+        """Whether its callable is to be stopped, and the exception for that was dropped."""
+        job = self.job
+        return job is not None and job.stop is not None and self.open and self.dropped
 
     # The descriptor that wakes a shell job's poll
 
@@ -132,3 +145,28 @@ class Worker(Shelter):
         if self._wake is not None:
             wake, self._wake = self._wake, None
             os.close(wake)
+
+
+_hook_before: Any = None
+
+
+def hear_of_dropped() -> None:
+    """Has Python tell us of exceptions that it drops; called again, it looks whether it still does."""
+    global _hook_before  # noqa: PLW0603 - there is one sys.unraisablehook
+    if sys.unraisablehook is not _dropped:
+        _hook_before = sys.unraisablehook
+        sys.unraisablehook = _dropped
+
+
+def hear_no_more() -> None:
+    """Puts back what was there, unless somebody changed it since."""
+    if sys.unraisablehook is _dropped:
+        sys.unraisablehook = _hook_before
+
+
+def _dropped(what: Any) -> None:
+    worker = here.worker
+    if worker is not None and what.exc_type is StopJob:
+        worker.desk.stop_was_dropped(worker)
+    else:
+        _hook_before(what)
