@@ -181,9 +181,7 @@ class Ledger:
             self.ended(job, Outcome(), now, at)
             return
         self._check(job, SUCCEEDED)
-        job.handed_out = False
-        job.batch.running -= 1
-        self.places -= 1
+        self._free(job)
         job.value = value
         self._end(job, SUCCEEDED, None, now, at)
 
