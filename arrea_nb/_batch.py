@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from arrea_nb._commands import BadCommand
 from arrea_nb._job import Job
 from arrea_nb._policy import Policy
-from arrea_nb._records import FAILED_STATES, BatchRecord, Host, brief
+from arrea_nb._records import FAILED_STATES, BatchRecord, Host
 from arrea_nb._section import take_from
 from arrea_nb.errors import BatchFailed
 from arrea_nb.events import JobState
@@ -200,9 +200,7 @@ class Batch(Sequence[Job]):
         kind = "failed" if failed else "cancelled"
         name = " ".join(first.name.split())
         name = name if len(name) <= 60 else name[:57] + "..."
-        message = (
-            f"{failed or len(bad)} of {len(records)} {kind}: [{first.index}] {name}: {brief(first.error)}"
-        )
+        message = f"{failed or len(bad)} of {len(records)} {kind}: [{first.index}] {name}: {first.told}"
         return BatchFailed(message, [record.error for record in bad if record.error is not None])
 
     def as_completed(self, timeout: float | None = None) -> Iterator[Job]:
@@ -269,7 +267,7 @@ class Batch(Sequence[Job]):
                 "duration": job.duration,
                 "exit_code": job.exit_code,
                 "signal": job.signal,
-                "error": None if job.error is None else brief(job.error),
+                "error": None if job.error is None else job._record.told,  # noqa: SLF001
                 "cpu_seconds": job.cpu_seconds,
                 "max_rss_bytes": job.max_rss_bytes,
             }

@@ -29,12 +29,13 @@ from arrea_nb._job import Job
 from arrea_nb._ledger import Ledger
 from arrea_nb._progress import running
 from arrea_nb._records import BatchRecord, Host, JobRecord, Latch, Outcome, brief
-from arrea_nb._section import Section, take_from
+from arrea_nb._section import HoldInterrupts, Section, take_from
 from arrea_nb._timer import Timer
 from arrea_nb.errors import JobCrashed, JobTimeout
 from arrea_nb.events import JobState
 from arrea_nb.workers._guard import Guard
 from arrea_nb.workers._output import Output, Spool
+from arrea_nb.workers._shell import SUPPORTED
 from arrea_nb.workers._threads import Worker
 
 _log = logging.getLogger("arrea_nb")
@@ -66,7 +67,7 @@ class Engine:
         self._worker_number = 0
         self._stillborn = 0
         self._batches: weakref.WeakValueDictionary[str, Batch] = weakref.WeakValueDictionary()
-        self._spool = Spool(self.kernel_id)
+        self._spool = Spool(self.kernel_id, self._watch_spool)
         self._guard = Guard(self.kernel_id, str(self._spool.directory))
         self._sweep_at: float | None = None
         self._process = os.getpid()
@@ -323,6 +324,26 @@ class Engine:
             )
         if self._closed and not closed:
             raise RuntimeError("this Leader is closed; make another, or take Leader.instance()")
+
+    def _watch_spool(self) -> None:
+        """A kernel with callables alone needs the guard too, once there is a spool."""
+        if not SUPPORTED or self._process != os.getpid():
+            return
+        try:
+            with HoldInterrupts():
+                self._guard.ensure()
+        except (OSError, MemoryError) as error:
+            _log.warning("the guard could not be started (%s): a crash now would leave spooled output", error)
+
+    def _forget(self) -> None:
+        """In a forked child: whoever held a lock at that moment is not here to release it."""
+        self._closed = True  # a callable that forked and returns in the child is handed no further job
+        self._section.forget()
+        for batch in {*self._ledger.batches.values(), *(one._record for one in self._batches.values())}:  # noqa: SLF001
+            for job in batch.jobs:
+                if job.output is not None:
+                    job.output.forget()
+        self._guard.forget()
 
     def _order(self, order: Callable[[], object]) -> None:
         """Carries out a verb without a result; from inside the section, when the section ends."""

@@ -41,6 +41,7 @@ from arrea_nb._commands import checked_count
 from arrea_nb._engine import INTERRUPT_GRACE, Engine
 from arrea_nb._log import LogWriter
 from arrea_nb._policy import Policy
+from arrea_nb._progress import running
 from arrea_nb._records import BatchRecord, JobRecord
 from arrea_nb._section import HoldInterrupts, take_from
 from arrea_nb._state import BatchSnapshot, JobSnapshot, LeaderState
@@ -323,7 +324,7 @@ class Leader(Engine, SingletonConfigurable):
         with self._lock, self._section:
             batches = [BatchSnapshot.of(one) for one in self._ledger.batches.values()]
             # Without their names, which are made outside the lock: the repr of an argument is user code.
-            running = [
+            at_work = [
                 (worker.number, job, JobSnapshot.of(job))
                 for worker in self._workers
                 if (job := worker.job) is not None and job.state is JobState.RUNNING
@@ -332,7 +333,7 @@ class Leader(Engine, SingletonConfigurable):
             abandoned = self._ledger.abandoned
             subscribers = tuple(self._broadcast)
         stats["running"] = stats["started"] - stats["finished"] - stats["failed"] - stats["cancelled"]
-        workers = {number: replace(one, name=job.name) for number, job, one in running}
+        workers = {number: replace(one, name=job.name) for number, job, one in at_work}
         return LeaderState(
             batches=MappingProxyType({one.id: one for one in batches}),
             workers=MappingProxyType(workers),
@@ -558,9 +559,11 @@ def _close_at_exit(reference: weakref.ref[Leader]) -> None:
 
 def _after_fork_in_child() -> None:
     for leader in _leaders:
-        leader._guard.forget()  # noqa: SLF001
+        leader._forget()  # noqa: SLF001
     Leader.clear_instance()
-    HoldInterrupts.depth = 0
+    HoldInterrupts.forget()
+    # A callable that forked is nobody's job here: what it prints and waits for is the child's own.
+    running.set(None)
 
 
 if hasattr(os, "register_at_fork"):

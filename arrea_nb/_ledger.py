@@ -139,7 +139,8 @@ class Ledger:
         """The attempt began."""
         self._check(job, RUNNING)
         job.clock = now
-        job.started_at = at
+        # Not `at`: the clock may have been set since, and this stands beside the batch's times.
+        job.started_at = job.batch.started_at + now - job.batch.clock
         if job.attempt == 1:
             self.stats["started"] += 1
         if pid is not None:

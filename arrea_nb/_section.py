@@ -38,6 +38,14 @@ class HoldInterrupts:
     bell: SimpleQueue[Any] | None = None
     _before: Any = None
 
+    @classmethod
+    def forget(cls) -> None:
+        """In a forked child, whose parent's main thread may have held interrupts back."""
+        before, cls._before = cls._before, None
+        cls.depth, cls.noted, cls.bell = 0, False, None
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
     def __enter__(self) -> None:
         cls = HoldInterrupts
         if _get_ident() != threading.main_thread().ident:
@@ -118,6 +126,13 @@ class Section:
         # From a thread's id to what must be held back there; written by worker threads for themselves.
         self.shelters: dict[int, Shelter] = {}
         self._interrupts = HoldInterrupts()
+
+    def forget(self) -> None:
+        """In a forked child, whose parent may have been inside in another thread."""
+        self.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading` does it; others hold the lock too
+        self.entered = 0
+        self.later.clear()
+        self.shelters.clear()
 
     @property
     def mine(self) -> bool:

@@ -334,7 +334,7 @@ def _told(batch: Batch) -> str:
 
 
 def _age(batch: Batch) -> str:
-    seconds = max(0.0, time.time() - batch.started_at)
+    seconds = time.monotonic() - batch._record.clock  # noqa: SLF001 - the time of day may have been set
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"

@@ -19,7 +19,7 @@ import tempfile
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -36,9 +36,11 @@ class Spool:
 
     Args:
         kernel_id: What the directory is named after.
+        watch: Called before the directory is used; sees to it that somebody removes it after the kernel.
     """
 
-    def __init__(self, kernel_id: str) -> None:
+    def __init__(self, kernel_id: str, watch: Callable[[], object] = lambda: None) -> None:
+        self._watch = watch
         self.directory = os.path.join(tempfile.gettempdir(), f"arrea-{kernel_id}")
         self._numbers = itertools.count(1)
         self._pid = os.getpid()
@@ -49,6 +51,7 @@ class Spool:
         Raises:
             OSError: If the directory cannot be made.
         """
+        self._watch()
         self.make()
         return os.path.join(self.directory, f"{os.getpid()}-{next(self._numbers)}.out")
 
@@ -160,6 +163,10 @@ class Output:
                 self._take(stream, data[: max(room, 0)] + self._cut_mark())
             elif stream not in self._cut:
                 self._cut = (*self._cut, stream)
+
+    def forget(self) -> None:
+        """In a forked child: the lock may have been held by a thread that is not here to release it."""
+        self._lock = threading.Lock()
 
     def close(self) -> None:
         """Nothing more is taken; what still comes is dropped."""

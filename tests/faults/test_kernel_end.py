@@ -153,6 +153,29 @@ def test_a_process_that_cleared_its_environment_but_not_its_group_ends_with_the_
     assert watch.ended_at() < watch_kernel.ended_at() + LIMIT
 
 
+@pytest.mark.parametrize("end", [leave, kill])
+def test_the_spool_of_a_kernel_with_callables_alone_goes_with_it(kernel, end):
+    """C14: there was no shell job that a guard would have been started for."""
+    manager, client = kernel
+    path = _printed(
+        client,
+        "import json, arrea_nb\n"
+        "batch = arrea_nb.execute([lambda: print('x' * 1_000_000)])\n"
+        "assert batch.wait(60)\n"
+        "print(json.dumps(batch[0].output_path))",
+    )
+    spool = Path(path).parent
+    assert spool.stat().st_mode & 0o777 == 0o700
+    watch = EndOf(manager.provisioner.pid)
+
+    end(manager, client)
+
+    deadline = watch.ended_at() + LIMIT
+    while spool.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 class EndOf:
     """When a process ended, noted by a thread while the test is busy ending it."""
 
