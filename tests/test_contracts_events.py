@@ -8,6 +8,7 @@ from queue import SimpleQueue
 import pytest
 
 import arrea_nb
+from arrea_nb import _broadcast, _leader
 from arrea_nb.events import BatchEnded, BatchStarted, JobEnded, JobOutput, JobRetrying, JobStarted
 
 LONG = 60.0
@@ -58,6 +59,29 @@ def test_c15_every_subscriber_sees_the_same_order():
     assert finished.wait(LONG)
     for mailbox in (first, second):
         assert [mailbox.get(timeout=LONG) for _ in third] == third
+
+
+def test_c15_events_are_enqueued_under_the_leaders_lock(monkeypatch):
+    """That makes the order one: outside of it two workers could enqueue in an order of their own."""
+    leader = arrea_nb.Leader.instance()
+    owned = []
+
+    class Mailbox(_broadcast.Subscription):
+        def deliver(self, event):
+            owned.append(leader._lock._is_owned())
+            super().deliver(event)
+
+    monkeypatch.setattr(_leader, "Subscription", Mailbox)
+    with arrea_nb.subscribe() as events:
+        batch = arrea_nb.execute(
+            ["echo a; exit 1", lambda: print("b")], policy={"retries": 1, "retry_delay": 0}
+        )
+        assert batch.wait(timeout=LONG)
+        arrea_nb.notify_event({"type": "the end"})
+        heard = [events.get(timeout=LONG)]
+        while heard[-1].type != "custom_event":
+            heard.append(events.get(timeout=LONG))
+    assert owned == [True] * len(heard)
 
 
 def test_c15_within_a_batch_it_begins_with_batch_started_and_ends_with_batch_ended():

@@ -169,15 +169,23 @@ def test_c13_what_is_written_after_the_end_is_dropped(capsys):
         go.wait(LONG)
         print("late")
 
+    def silent():
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(late,))
+        threads.append(thread)
+        thread.start()
+
     def work():
         print("in time")
-        threads.append(threading.Thread(target=contextvars.copy_context().run, args=(late,)))
-        threads[0].start()
+        silent()
 
-    job = _ended(arrea_nb.execute([work]))[0]
-    go.set()
-    threads[0].join(LONG)
-    assert job.stdout == "in time\n"
+    batch = _ended(arrea_nb.execute([work, silent]))
+    with arrea_nb.subscribe() as events:
+        go.set()
+        for thread in threads:
+            thread.join(LONG)
+        arrea_nb.notify_event({"type": "the end"})
+        assert events.get(timeout=LONG).type == "custom_event"
+    assert [job.stdout for job in batch] == ["in time\n", ""]
     assert capsys.readouterr().out == ""
 
 

@@ -188,6 +188,11 @@ def _spin():
         time.sleep(0.001)
 
 
+def _spin_until(told):
+    while not told():
+        time.sleep(0.001)
+
+
 def test_c7_a_loop_is_stopped_and_except_exception_does_not_catch_it():
     cleaned = []
 
@@ -364,6 +369,39 @@ def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_nex
         assert not any(job.abandoned for job in batch)
 
 
+@pytest.mark.parametrize("moment", ["handed out", "returned"])
+def test_c7_a_stop_outside_of_the_callable_is_for_its_job_only(moment):
+    """It comes when the worker has got the job and not called it yet, or when the callable has returned."""
+    with arrea_nb.Leader(max_workers=1, grace=LONG) as leader:
+        report, ran = leader.report, []
+
+        def cancel():
+            # Not by the worker itself, which would get the exception before it has left cancel().
+            other = threading.Thread(target=batch[1].cancel)
+            other.start()
+            while other.is_alive():
+                time.sleep(0.001)
+
+        def reported(worker, job, outcome, value=None):
+            if moment == "returned" and job is not None and job.index == 1:
+                cancel()
+            following = report(worker, job, outcome, value)
+            if moment == "handed out" and following is not None and following.index == 1:
+                cancel()
+            return following
+
+        leader.report = reported
+        commands = [lambda at=at: ran.append((at, threading.get_ident())) or at for at in range(3)]
+        with leader._lock:
+            batch = leader.execute(commands)
+        assert batch.wait(timeout=LONG / 4)
+        assert [job.state for job in batch] == ["succeeded", "cancelled", "succeeded"]
+        assert [job.value for job in batch] == [0, None, 2]
+        assert [at for at, _ in ran] == ([0, 2] if moment == "handed out" else [0, 1, 2])
+        # One worker ran them all: the stop took none down.
+        assert len({ident for _, ident in ran}) == 1
+
+
 def test_c7_a_stop_never_lands_in_another_job():
     """Short callables around their deadline: each ends as its own, and the counters add up."""
     ran = []
@@ -392,15 +430,18 @@ def test_c7_a_stop_never_lands_in_another_job():
 
 def test_c8_cancelling_one_batch_touches_no_other(tmp_path):
     with arrea_nb.subscribe() as events:
-        kept = arrea_nb.execute([f"echo up; until [ -e {tmp_path}/go ]; do sleep 0.01; done"])
+        go = tmp_path / "go"
+        line = f"echo up; until [ -e {go} ]; do sleep 0.01; done"
+        kept = arrea_nb.execute([line, lambda: _spin_until(go.exists)])
         dropped = arrea_nb.execute([f"echo up; sleep {NEVER}", _spin])
-        for batch, job in ((kept, 0), (dropped, 0), (dropped, 1)):
+        for batch, job in ((kept, 0), (kept, 1), (dropped, 0), (dropped, 1)):
             while batch[job].state == "queued" or (job == 0 and not batch[job].stdout):
                 events.get(timeout=LONG)
         dropped.cancel()
         assert dropped.wait(timeout=LONG)
         assert not kept.done()
-        (tmp_path / "go").touch()
+        assert [job.state for job in kept] == ["running", "running"]
+        go.touch()
         assert kept.wait(timeout=LONG)
     assert (kept.state, dropped.state) == ("succeeded", "cancelled")
 
