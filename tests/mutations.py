@@ -205,9 +205,9 @@ MUTATIONS = [
     Mutation(
         "C21",
         "a job is lost with the worker that dies of a bug",
-        "workers/_threads.py",
-        "                if self.job is None or outcome is not None:\n",
-        "                if True:\n",
+        "_engine.py",
+        "            self._ledger.crashed({one.job for one in",
+        "            ({one.job for one in",
         "test_contracts_lifecycle.py::test_c21_a_worker_that_dies_of_a_bug_is_replaced_and_its_job_crashed",
     ),
     Mutation(

@@ -45,14 +45,17 @@ def _join_all():
 def test_c18_the_latest_are_kept_and_the_oldest_go():
     with arrea_nb.Leader(cleanup_interval=0.01, batch_retention=0.0, keep_batches=2) as leader:
         events = leader.subscribe()
-        batches = []
+        go, batches = threading.Event(), []
+        # The oldest of all, and never removed while it runs.
+        runs = leader.execute([lambda: go.wait(LONG)])
         for _ in range(5):
             batches.append(leader.execute([int]))
             assert batches[-1].wait(timeout=LONG)
         assert _removed(events, 3) == [batch.id for batch in batches[:3]]
-        assert list(leader.get_state().batches) == [batch.id for batch in batches[3:]]
+        assert list(leader.get_state().batches) == [batch.id for batch in (runs, *batches[3:])]
         with pytest.raises(UnknownBatchError):
             leader.cancel(batches[0].id)
+        go.set()
 
 
 def test_c18_young_batches_stay():
