@@ -81,6 +81,6 @@ def test_a_batch_that_still_runs_is_live_in_the_page_and_ends_there(voila, page,
         f"arrea_nb.execute(['while [ ! -e {go} ]; do sleep 0.02; done; echo went'], name='served')",
     )
     page.goto(url)
-    page.locator('.arrea [role="listitem"][data-state="running"]').wait_for()
+    page.locator('.arrea [role="row"][data-state="running"]').wait_for()
     go.touch()
-    page.locator('.arrea [role="listitem"][data-state="succeeded"]').wait_for()
+    page.locator('.arrea [role="row"][data-state="succeeded"]').wait_for()
