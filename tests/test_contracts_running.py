@@ -340,6 +340,32 @@ def test_c7_a_stop_that_a_finaliser_swallowed_comes_again():
     assert sys.unraisablehook is hook
 
 
+def test_c7_a_hook_for_dropped_exceptions_that_somebody_put_over_ours_is_left_alone(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def loops():
+        while True:
+            time.sleep(0.001)
+
+    class Faulty:
+        def __del__(self):
+            raise ValueError("dropped")
+
+    with arrea_nb.Leader() as leader:
+        assert leader.execute([loops], timeout=0.05).wait(timeout=LONG)
+        ours = sys.unraisablehook
+
+        def over(what):
+            ours(what)
+
+        sys.unraisablehook = over
+        assert leader.execute([loops], timeout=0.05).wait(timeout=LONG)
+        Faulty()
+        sys.unraisablehook = ours
+    assert [what.exc_type for what in told] == [ValueError]
+
+
 def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_next_job():
     go = threading.Event()
     idents = SimpleQueue()

@@ -151,17 +151,18 @@ _hook_before: Any = None
 
 
 def hear_of_dropped() -> None:
-    """Has Python tell us of exceptions that it drops; called again, it looks whether it still does."""
+    """Has Python tell us of exceptions that it drops; once, since a later hook may pass on to ours."""
     global _hook_before  # noqa: PLW0603 - there is one sys.unraisablehook
-    if sys.unraisablehook is not _dropped:
+    if _hook_before is None:
         _hook_before = sys.unraisablehook
         sys.unraisablehook = _dropped
 
 
 def hear_no_more() -> None:
     """Puts back what was there, unless somebody changed it since."""
+    global _hook_before
     if sys.unraisablehook is _dropped:
-        sys.unraisablehook = _hook_before
+        sys.unraisablehook, _hook_before = _hook_before, None
 
 
 def _dropped(what: Any) -> None:
