@@ -40,6 +40,7 @@ from arrea_nb.workers._threads import Worker
 
 _log = logging.getLogger("arrea_nb")
 INTERRUPT_GRACE = 1.0
+_STEP_BACK = 0.0001  # seconds
 # So many workers in a row that died of a bug before they had a job, and no further is hired.
 _MOST_STILLBORN = 3
 
@@ -153,10 +154,20 @@ class Engine:
     def report(  # noqa: C901 - one section for each job: two calls more would cost a tenth of it
         self, worker: Worker, job: JobRecord | None, outcome: Outcome | None, value: object = None
     ) -> JobRecord | None:
-        """Takes the end of one job and returns the next: the hot path, one section for each job."""
+        """Takes the end of one job and returns the next: the hot path, one section for each job.
+
+        Who finds another worker in the queue for the lock steps back first. In a queue the lock is handed to
+        a thread that has yet to get Python's own, and each job costs a switch between threads: with callables
+        that return at once 15 us a job instead of 6.
+        """
         ledger = self._ledger
         section = self._section
+        queue = section.queue
+        if queue:
+            time.sleep(_STEP_BACK)
+        queue.add(worker)
         with self._lock:
+            queue.discard(worker)
             worker.open = False
             if worker.injected:
                 worker.close()
@@ -218,6 +229,7 @@ class Engine:
             if worker.open:
                 worker.close()
             self._workers.discard(worker)
+            self._section.queue.discard(worker)
             self._section.shelters.pop(worker.ident, None)
             if worker.lost:
                 self._ledger.stray_ended()

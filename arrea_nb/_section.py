@@ -123,6 +123,8 @@ class Section:
         self.entered = 0
         # Orders of finalisers and signal handlers that found the section entered by their own thread.
         self.later: deque[Callable[[], object]] = deque()
+        # The workers that wait for the lock to report: a hint, written outside it.
+        self.queue: set[Shelter] = set()
         # From a thread's id to what must be held back there; written by worker threads for themselves.
         self.shelters: dict[int, Shelter] = {}
         self._interrupts = HoldInterrupts()
@@ -132,6 +134,7 @@ class Section:
         self.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading` does it; others hold the lock too
         self.entered = 0
         self.later.clear()
+        self.queue.clear()
         self.shelters.clear()
 
     @property
