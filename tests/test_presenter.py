@@ -1,6 +1,7 @@
 """The presenter and its live view, without a browser: the test says what one would say."""
 
 import logging
+import signal
 import threading
 import time
 from contextvars import ContextVar
@@ -207,6 +208,38 @@ def test_a_cell_that_ends_before_its_batch_leaves_a_text_that_stays_true(leader,
     assert summaries(shown) == []
 
 
+def test_a_batch_that_is_over_soon_leaves_its_summary_in_the_cell_that_shows_it(
+    leader, presenter, shell, shown
+):
+    batch = leader.execute(["sleep 0.05"])
+    leader.show(batch)
+    shell.end_cell()
+    assert promises(shown) == []
+    shell.begin_cell()
+    assert batch.results()
+    assert len(summaries(shown)) == 1
+
+
+def test_an_interrupt_at_the_end_of_a_cell_is_no_error(leader, presenter, shell, shown, monkeypatch):
+    monkeypatch.setattr(_presenter, "_PATIENCE", LONG)
+    gate = threading.Event()
+    batch = leader.execute([gate.wait], timeout=None)
+    leader.show(batch)
+
+    def press():
+        while not batch._record.latches:
+            time.sleep(0.01)
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        gate.set()
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    shell.end_cell()
+    pressing.join()
+    assert batch.wait(LONG)
+    assert len(summaries(shown)) == 1
+
+
 def test_with_a_browser_the_summary_comes_later_to_the_cell_of_the_view(
     leader, presenter, shell, shown, sent
 ):
@@ -251,9 +284,9 @@ def test_after_the_page_was_loaded_again_the_first_wait_shows_the_summary(
     batch = leader.execute(["sleep 60"])
     leader.show(batch)
     shell.end_cell()
-    for client in ("before", "after"):
+    for pictures, client in enumerate(("before", "after"), start=1):
         batch.widget._handle_custom_msg({"kind": "hello", "client": client}, [])
-        sent.wait_for(lambda item: item.kind == "picture")
+        sent.wait_for(lambda _, n=pictures: sum(item.kind == "picture" for item in sent.items) == n)
     batch.cancel()
     shown.wait_for(lambda item: "text/html" in item.data)
     shell.begin_cell()

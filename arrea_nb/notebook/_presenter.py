@@ -17,6 +17,7 @@ that are over: there, the first `wait()` or `results()` in a later cell shows th
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import logging
 import sys
@@ -47,6 +48,9 @@ _publish = cast("Callable[..., None]", publish_display_data)
 _VIEW = "application/vnd.jupyter.widget-view+json"
 # So many batches that are over keep their model, so that a page that is loaded again still shows their end.
 _KEPT = 20
+# How long a cell that shows a batch waits for it at its end, in seconds: is it over that soon, its summary is
+# all there is to show, wherever the notebook runs.
+_PATIENCE = 0.2
 
 
 class View(Protocol):
@@ -141,11 +145,12 @@ class Presenter:
         _capture.look_again()  # ipykernel sets input() anew for each cell
 
     def _cell_ends(self, *_: object) -> None:
+        showings = [one for stage in list(self._stages.values()) for one in stage.showings]
+        patience = time.monotonic() + _PATIENCE
+        for showing in showings:
+            showing.leave_cell(patience)
+            showing.remove_again()
         self._in_cell = False
-        for stage in list(self._stages.values()):
-            for showing in stage.showings:
-                showing.leave_cell()
-                showing.remove_again()
         self._wake()
 
     def _bound(self) -> bool:
@@ -226,6 +231,7 @@ class Showing:
         self._batch = batch
         self._stage: Stage | None = None
         self._display_id: str | None = None
+        self._promise_id: str | None = None  # of the text that its cell was left with
         self._context = contextvars.copy_context()
         # Guards _finished, and is held until the summary is out, so that after `finish` it is.
         self._lock = threading.RLock()
@@ -248,16 +254,19 @@ class Showing:
         # With the text that stays when it leaves: a strict nbval compares that with what it is shown first.
         _publish({_VIEW: reference, "text/plain": ""}, transient={"display_id": self._display_id})
 
-    def leave_cell(self) -> None:
-        """Its cell is over. If the batch still runs, what stays there is a text that stays true."""
+    def leave_cell(self, patience: float) -> None:
+        """Its cell is over. If its batch still runs at `patience`, what stays is a text that stays true."""
         if not self.bound:
             return
+        if not self._finished and self._stage is not None:
+            with contextlib.suppress(KeyboardInterrupt), leader_of(self._batch).uninterrupted():
+                self._batch.wait(max(0.0, patience - time.monotonic()))  # which ends this showing too
         self.bound = False
         if self._finished or self._stage is None:
             return
         self._stage.close_console()
-        promise = _summary.started(self._batch)
-        _publish({"text/plain": promise})
+        self._promise_id = uuid.uuid4().hex
+        _publish({"text/plain": _summary.started(self._batch)}, transient={"display_id": self._promise_id})
 
     def finish(self) -> None:
         """Shows the summary in the cell that runs here."""
@@ -272,6 +281,8 @@ class Showing:
             self._gone = self.bound or stage is None or stage.greeted
             # In a terminal the cell that is over has made room for the prompt, which is left alone.
             if stage is None or self.bound or (stage.browser and not stage.stored):
+                if self._promise_id is not None and stage is not None and stage.greeted:
+                    _blank(self._promise_id)
                 publish_summary(self._batch)
             if stage is not None:
                 stage.stored = stage.stored or self.bound or stage.greeted
@@ -285,8 +296,7 @@ class Showing:
 
     def _remove(self) -> None:
         if self._display_id is not None:
-            # An empty text takes no room; of nothing at all nbconvert says that it cannot be shown.
-            _publish({"text/plain": ""}, transient={"display_id": self._display_id}, update=True)
+            _blank(self._display_id)
 
     def finish_later(self) -> None:
         """Shows the summary in the cell that it was shown in, from another thread."""
@@ -410,6 +420,11 @@ class Stage:
 def publish_summary(batch: Batch) -> None:
     """Shows the summary of a batch as an output of the cell that runs here."""
     _publish({"text/html": _summary.html(batch), "text/plain": _summary.text(batch)})
+
+
+def _blank(display_id: str) -> None:
+    # An empty text takes no room; of nothing at all nbconvert says that it cannot be shown.
+    _publish({"text/plain": ""}, transient={"display_id": display_id}, update=True)
 
 
 def leader_of(batch: Batch) -> Leader:

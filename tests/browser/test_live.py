@@ -84,7 +84,7 @@ def test_execute_returns_at_once_and_its_summary_takes_the_place_of_the_view(lab
     (lab.server.folder / "gone").unlink()
     lab.wait_gone(1)
     kept = [output["data"] for output in lab.outputs(1) if any(output["data"].values())]
-    assert [sorted(data) for data in kept] == [["text/plain"], ["text/html", "text/plain"]]
+    assert [sorted(data) for data in kept] == [["text/html", "text/plain"]]
 
 
 def test_more_and_fewer_jobs_at_once(lab):
