@@ -173,7 +173,7 @@ class BatchRecord:
     names: list[str] | None = None
     shell: str = ""  # none, if no command is for one
     cwd: str | None = None
-    env: Mapping[bytes, bytes] = field(default_factory=dict)
+    env: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
     jobs: list[JobRecord] = field(default_factory=list)
     state: JobState = JobState.RUNNING
     counts: dict[JobState, int] = field(default_factory=dict)

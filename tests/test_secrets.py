@@ -44,6 +44,7 @@ def test_the_environment_is_in_no_event_record_repr_error_or_view(leader, caplog
     seen += [_summary.text(batch), _summary.html(batch), _timeline.svg(batch, _timeline.runs(batch))]
     for job in batch:
         seen += [repr(job.command), repr(job.attempts), repr(job.value), job.output, repr(job.error)]
+    seen += [repr(batch._record), repr(batch[1]._record)]  # what %xmode Verbose shows of our frames
     failure = batch.failure()
     seen += [str(failure), repr(failure), repr(failure.exceptions), repr(leader.get_state())]
     seen += [repr(pickle.dumps(failure)), repr(leader), *map(repr, heard), caplog.text]
