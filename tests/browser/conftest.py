@@ -27,7 +27,7 @@ from urllib.parse import quote, urlsplit
 
 import nbformat
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 NEWEST = "arrea-newest"
@@ -36,6 +36,8 @@ TOKEN = uuid.uuid4().hex
 
 _SCREENSHOTS = Path(__file__).parent / "screenshots"
 _FAILED = pytest.StashKey[bool]()
+
+expect.set_options(timeout=30_000)  # ms; a test that passes never waits so long
 
 _CHROMIUM_FLAGS = [
     "--no-sandbox",
@@ -368,6 +370,10 @@ class Lab:
         """Waits until the live view shows the job in this state."""
         self.job(index, job, state=state).wait_for()
 
+    def wait_line(self, index, job, text):
+        """Waits until the last column of a job says exactly this."""
+        expect(self.job(index, job).locator(".arrea-last")).to_have_text(text)
+
     def wait_panel(self, index, text):
         """Waits until the output panel of a live view shows exactly this."""
         self.page.wait_for_function(
@@ -469,13 +475,26 @@ class Lab:
     def wait_text(self, index, expected, *, timeout=30.0):
         """Waits until the cell's output shows this text, or matches this pattern; returns all of it."""
         pattern = expected if isinstance(expected, re.Pattern) else re.compile(re.escape(expected))
-        deadline = time.monotonic() + timeout
-        while not pattern.search(text := self.text(index)):
-            assert time.monotonic() < deadline, f"cell {index} does not show {pattern.pattern!r} but {text!r}"
-            self.page.wait_for_timeout(50)
-        return text
 
-    # Seeing
+        def shown():
+            text = self.text(index)
+            assert pattern.search(text), f"cell {index} does not show {pattern.pattern!r} but {text!r}"
+            return text
+
+        return self.wait_until(shown, timeout=timeout)
+
+    def wait_until(self, check, *, timeout=30.0):
+        """Calls `check`, which asserts something of the page, until it no longer fails."""
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return check()
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+            self.page.wait_for_timeout(50)
+
+    # Seeing: what is there now. The page paints what it is told, or asked, a little later: wait for it.
 
     def cell(self, index):
         """The cell's element, as a Playwright locator."""

@@ -6,7 +6,7 @@ import re
 def test_a_cell_runs_and_shows_its_output(front_end):
     front_end.open(["print(6*7)"])
     front_end.run(0)
-    assert front_end.text(0) == "42"
+    front_end.wait_text(0, re.compile("^42$"))
     assert front_end.outputs(0) == [{"output_type": "stream", "name": "stdout", "text": "42\n"}]
     assert front_end.external_requests == []
 
@@ -17,9 +17,9 @@ def test_the_stop_button_interrupts_a_sleeping_cell(front_end):
     front_end.wait_text(0, "asleep")
     front_end.stop()
     front_end.wait_idle(0, timeout=10)
-    assert "KeyboardInterrupt" in front_end.text(0)
+    front_end.wait_text(0, "KeyboardInterrupt")
     front_end.run(1)
-    assert front_end.text(1) == "next"
+    front_end.wait_text(1, re.compile("^next$"))
 
 
 def test_a_saved_notebook_opens_without_a_kernel(front_end):
@@ -27,10 +27,10 @@ def test_a_saved_notebook_opens_without_a_kernel(front_end):
     front_end.run_all()
     assert front_end.save()["cells"][0]["outputs"][0]["data"]["text/plain"] == "42"
     front_end.reload()
-    assert front_end.text(0) == "42"
+    front_end.wait_text(0, re.compile("^42$"))
     front_end.reopen_without_kernel()
-    assert front_end.text(0) == "42"
-    assert front_end.text(1) == "second"
+    front_end.wait_text(0, re.compile("^42$"))
+    front_end.wait_text(1, re.compile("^second$"))
     assert front_end.server.api("GET", "kernels") == []
 
 

@@ -7,41 +7,50 @@ click to a busy kernel differ.
 import re
 
 import pytest
+from playwright.sync_api import expect
 
 LOAD = "%load_ext arrea_nb\nimport arrea_nb, os, time"
-# A job that waits until the test lets it go, so that no test depends on how long something takes.
-COUNTING = 'for i in $(seq 1 1000); do printf "\\r%d%%" $((i / 10)); sleep 0.02; done'
+# A job whose bar moves for longer than a test takes.
+COUNTING = 'for i in $(seq 1 1000); do printf "\\r%d%%" $((i / 10)); sleep 0.06; done'
 
 
 def wait_value_above(lab, cell, value):
     """Waits until the first job's bar stands above `value`, and returns where it stands."""
-    bar = lab.job(cell, 0).get_by_role("progressbar").element_handle()
-    lab.page.wait_for_function("([bar, value]) => Number(bar.ariaValueNow) > value", arg=[bar, value])
-    return int(bar.get_attribute("aria-valuenow"))
+    bar = lab.job(cell, 0).get_by_role("progressbar")
+
+    def above():
+        now = int(bar.get_attribute("aria-valuenow") or 0)
+        assert now > value
+        return now
+
+    return lab.wait_until(above)
 
 
 def test_bars_move_and_cancel_works_while_the_kernel_is_busy_in_the_cell(front_end, kernel):
     front_end.start(f"%%arrea -t 0\n{COUNTING}\nsleep 61\nsleep 62\nsleep 63\nsleep 64", kernel=kernel)
     bar = front_end.job(1, 0).get_by_role("progressbar")
-    assert bar.get_attribute("aria-label").startswith("for i in")
+    expect(bar).to_have_attribute("aria-label", re.compile("^for i in"))
     first = wait_value_above(front_end, 1, 0)
     assert front_end.is_running(1)
     second = wait_value_above(front_end, 1, first)
     assert front_end.is_running(1)
     assert second > first
-    assert front_end.job(1, 1).get_by_role("progressbar").get_attribute("aria-valuenow") is None
+    front_end.wait_state(1, 1, "running")
+    expect(front_end.job(1, 1).get_by_role("progressbar")).not_to_have_attribute(
+        "aria-valuenow", re.compile("")
+    )
 
     front_end.view(1).get_by_role("button", name="cancel sleep 62").click()
     front_end.wait_state(1, 2, "cancelled")
     front_end.wait_state(1, 4, "running")
     assert front_end.is_running(1)
-    assert front_end.job(1, 1).get_attribute("data-state") == "running"
+    front_end.wait_state(1, 1, "running")
 
     front_end.view(1).get_by_role("button", name="Cancel all").click()
     front_end.wait_idle(1)
     front_end.wait_gone(1)
-    assert "5 jobs cancelled" in front_end.text(1)
-    assert "BatchFailed" in front_end.text(1)
+    front_end.wait_text(1, "5 jobs cancelled")
+    front_end.wait_text(1, "BatchFailed")
 
 
 def test_the_stop_button_cancels_the_batch_and_shows_the_summary(front_end, kernel):
@@ -51,10 +60,10 @@ def test_the_stop_button_cancels_the_batch_and_shows_the_summary(front_end, kern
     front_end.stop()
     front_end.wait_idle(1)
     front_end.wait_gone(1)
-    assert "3 jobs: 2 cancelled, 1 succeeded" in front_end.text(1)
-    assert "KeyboardInterrupt" in front_end.text(1)
+    front_end.wait_text(1, "3 jobs: 2 cancelled, 1 succeeded")
+    front_end.wait_text(1, "KeyboardInterrupt")
     front_end.run(2)
-    assert front_end.text(2) == "2"
+    front_end.wait_text(2, re.compile("^2$"))
 
 
 def test_a_saved_notebook_shows_what_failed_without_a_kernel(front_end, tmp_path):
@@ -68,7 +77,7 @@ def test_a_saved_notebook_shows_what_failed_without_a_kernel(front_end, tmp_path
     assert "[1] echo first line >&2; echo last line >&2; exit 7: exit 7" in top
     assert "last lines of stderr:\nfirst line\nlast line\n" in top
     assert len(re.findall(r"\t[\d.]+ m?s\t1\t", jobs)) == 3
-    assert front_end.output(1).locator("details").count() == 2
+    expect(front_end.output(1).locator("details")).to_have_count(2)
     front_end.screenshot(tmp_path / "reopened.png")
 
 
@@ -78,7 +87,7 @@ def test_execute_returns_at_once_and_its_summary_takes_the_place_of_the_view(lab
     lab.wait_text(1, "2 jobs started; wait() shows the summary")
     lab.wait_state(1, 1, "failed")
     lab.run(2)
-    assert lab.text(2) == "42"
+    lab.wait_text(2, re.compile("^42$"))
     (lab.server.folder / "gone").touch()
     lab.wait_text(1, "2 jobs: 1 failed, 1 succeeded")
     (lab.server.folder / "gone").unlink()
@@ -90,11 +99,12 @@ def test_execute_returns_at_once_and_its_summary_takes_the_place_of_the_view(lab
 def test_more_and_fewer_jobs_at_once(lab):
     lab.start("%%arrea -t 0 -w 1\nsleep 61\nsleep 62")
     lab.wait_state(1, 0, "running")
-    assert "1 at once · no time limit" in lab.output(1).locator(".arrea-limits").inner_text()
-    assert lab.output(1).get_by_role("button", name="fewer at once").is_disabled()
+    limits = lab.view(1).locator(".arrea-limits")
+    expect(limits).to_contain_text("1 at once · no time limit")
+    expect(lab.output(1).get_by_role("button", name="fewer at once")).to_be_disabled()
     lab.output(1).get_by_role("button", name="more at once").click()
     lab.wait_state(1, 1, "running")
-    assert "2 at once" in lab.output(1).locator(".arrea-limits").inner_text()
+    expect(limits).to_contain_text("2 at once")
 
 
 def test_a_frame_that_was_lost_is_made_up_for(lab):
@@ -118,7 +128,7 @@ def test_a_frame_that_was_lost_is_made_up_for(lab):
     lab.stop()
     lab.wait_idle(2)
     lab.run(3)
-    assert lab.text(3) == "1"
+    lab.wait_text(3, re.compile("^1$"))
 
 
 @pytest.mark.kernel_ends
@@ -132,7 +142,7 @@ def test_a_kernel_that_is_gone_shows_as_such(lab, end):
     else:
         lab.run(2, wait=False)
     lab.wait_text(1, re.compile("kernel was restarted|No word from the kernel"))
-    assert lab.output(1).locator(".arrea.arrea-lost").count() == 1
+    expect(lab.output(1).locator(".arrea.arrea-lost")).to_have_count(1)
 
 
 def test_a_page_that_is_loaded_again_goes_on_live(lab):
@@ -147,7 +157,7 @@ def test_a_page_that_is_loaded_again_goes_on_live(lab):
     (lab.server.folder / "reloaded").unlink()
     lab.wait_kernel("idle")
     lab.run(2)
-    assert "2 jobs succeeded" in lab.text(2)
+    lab.wait_text(2, "2 jobs succeeded")
 
 
 def test_a_command_that_nobody_takes_says_so_and_names_the_stop_button(lab):
@@ -162,8 +172,8 @@ def test_a_command_that_nobody_takes_says_so_and_names_the_stop_button(lab):
     lab.wait_state(2, 0, "running")
     lab.output(2).get_by_role("button", name="cancel sleep 61").click()
     lab.wait_text(2, "when the cell is free")
-    assert "stop button" in lab.output(2).get_by_role("status").inner_text()
-    assert "waits for the cell" in lab.job(2, 0).inner_text()
+    expect(lab.output(2).get_by_role("status")).to_contain_text("stop button")
+    expect(lab.job(2, 0)).to_contain_text("waits for the cell")
     lab.stop()
     lab.wait_idle(2)
 
@@ -184,12 +194,12 @@ def test_two_batches_at_once_each_have_their_view(lab):
     lab.start(first, more=["%%arrea --name second -t 0\nsleep 62\necho of the second"])
     lab.run(2, wait=False)
     lab.wait_state(2, 1, "succeeded")
-    assert lab.job(2, 1).locator(".arrea-last").inner_text() == "of the second"
-    assert lab.job(1, 1).locator(".arrea-last").inner_text() == "of the first"
+    lab.wait_line(2, 1, "of the second")
+    lab.wait_line(1, 1, "of the first")
     lab.view(2).get_by_role("button", name="Cancel all").click()
     lab.wait_idle(2)
     lab.wait_gone(2)
-    assert lab.job(1, 0).get_attribute("data-state") == "running"
+    lab.wait_state(1, 0, "running")
     lab.view(1).get_by_role("button", name="Cancel all").click()
     lab.wait_text(1, "2 jobs: 1 cancelled, 1 succeeded")
 
@@ -206,7 +216,7 @@ def test_a_second_tab_gets_the_whole_picture(lab, browser):
         second.path = lab.path
         page.goto(lab.page.url.replace("/lab/tree", "/lab/workspaces/second/tree"))
         second.wait_state(1, 1, "failed")
-        assert second.job(1, 0).get_attribute("data-state") == "running"
+        second.wait_state(1, 0, "running")
         second.wait_panel(1, "hello")
         second.view(1).get_by_role("button", name="cancel sleep 61").click()
         second.wait_state(1, 0, "cancelled")

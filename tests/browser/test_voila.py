@@ -8,6 +8,7 @@ import time
 
 import nbformat
 import pytest
+from playwright.sync_api import expect
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def test_the_page_shows_the_batch_and_its_end(voila, page):
     page.get_by_role("cell", name="exit 7: no").wait_for()
     page.get_by_text("1 line of stdout").click()
     page.get_by_text("hello", exact=True).wait_for()
-    assert page.locator(".arrea").count() == 0
+    expect(page.locator(".arrea")).to_have_count(0)
 
 
 def test_a_batch_that_still_runs_is_live_in_the_page_and_ends_there(voila, page, tmp_path):
