@@ -638,7 +638,7 @@ def test_the_batches_are_listed_newest_first(notebook):
     assert re.fullmatch(
         rf"{notebook.batch.id[:8]}  second  succeeded  1 succeeded            +\d+ s", rows[0]
     )
-    assert re.fullmatch(rf"{first.id[:8]}  first   failed     1 succeeded, 1 failed  +\d+ s", rows[1])
+    assert re.fullmatch(rf"{first.id[:8]}  first   failed     1 failed, 1 succeeded  +\d+ s", rows[1])
     assert len(rows) == 2
 
 
@@ -703,6 +703,19 @@ def test_log_prints_what_each_job_printed(notebook):
         "    501",
     ]
     assert said[-1] == "    1500"
+
+
+def test_the_list_and_the_log_are_inert_but_for_colours(notebook):
+    evil = "\x1b]0;owned\x07\u202e"
+    notebook.shell.user_ns["evil"] = evil
+    notebook.run("import arrea_nb")
+    notebook.shell.user_ns["prints"] = "printf '\\033]52;c;b3duZWQ=\\007\\033[31mred'"
+    notebook.run("b = arrea_nb.execute({evil: prints}, name=evil)")
+    notebook.run("b.wait()")
+    log = notebook.run("%arrea log").stdout
+    assert log == "[0] \\u202e: succeeded\n    \x1b[31mred\x1b[0m\n"
+    assert "\\u202e" in notebook.run("%arrea").stdout
+    assert "\x1b" not in notebook.run("%arrea").stdout
 
 
 # Loading

@@ -10,7 +10,6 @@ from __future__ import annotations
 import numbers
 import os
 import sys
-import time
 import traceback
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -39,14 +38,15 @@ from arrea_nb.notebook._cells import (
     statements,
     variable,
 )
+from arrea_nb.notebook._listing import logged, numbered, table
 from arrea_nb.notebook._presenter import Presenter
+from arrea_nb.notebook._words import counted, in_states
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from arrea_nb._batch import Batch
 
-_LOG_LINES = 1000
 _OURS = str(Path(__file__).resolve().parent.parent)
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -123,7 +123,7 @@ class ArreaMagics(Magics):
         with_options = self._options(options)
         commands = self._commands(options, cell)
         if options.dry_run:
-            _write(_numbered(commands))
+            _write(numbered(commands))
             return
         leader = Leader.instance()
         origin = _Origin(self._cell(line, cell), raises=not options.no_raise)
@@ -142,7 +142,8 @@ class ArreaMagics(Magics):
                         view.finish()
         except KeyboardInterrupt as interrupt:
             if batch is not None:
-                _shown_in_one_line(interrupt, f"{_told(batch)}. Batch: _arrea")
+                came_to = ", ".join(in_states(batch.counts)) or "no jobs"
+                _shown_in_one_line(interrupt, f"{came_to}. Batch: _arrea")
             raise
         if origin.raises and not options.bg:
             _raise_if_failed(batch, "_arrea")
@@ -155,7 +156,7 @@ class ArreaMagics(Magics):
         options = parsed_line(self.manage, line)
         leader = Leader.instance()
         if options.verb is None:
-            _write(_table(leader.batches()))
+            _write(table(leader.batches()))
             return
         try:
             batch = leader.batch(options.batch or "")
@@ -166,7 +167,7 @@ class ArreaMagics(Magics):
         elif options.verb == "cancel":
             _cancel(leader, batch)
         elif options.verb == "log":
-            _write("".join(_logged(batch)))
+            _write(logged(batch))
         else:
             self._wait(leader, batch)
 
@@ -315,57 +316,7 @@ def _cancel(leader: Leader, batch: Batch) -> None:
         return
     going = sum(number for state, number in batch.counts.items() if not state.ended)
     batch.cancel()
-    _write(f"batch {_short(leader, batch)}: {_jobs(going)} cancelled\n")
-
-
-def _table(batches: list[Batch]) -> str:
-    if not batches:
-        return "no batches yet; %%arrea or arrea_nb.execute starts one\n"
-    rows = [("id", "name", "state", "jobs", "age")]
-    rows += [(one.id[:8], one.name, str(one.state), _told(one), _age(one)) for one in batches]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(f"{row.rstrip()}\n" for row in padded)
-
-
-def _told(batch: Batch) -> str:
-    counts = [f"{number} {state.replace('_', ' ')}" for state, number in batch.counts.items() if number]
-    return ", ".join(counts) or "no jobs"
-
-
-def _age(batch: Batch) -> str:
-    seconds = time.monotonic() - batch._record.clock  # noqa: SLF001 - the time of day may have been set
-    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _logged(batch: Batch) -> list[str]:
-    parts = []
-    for job in batch.jobs:
-        lines = job.output.splitlines()
-        name = job.name.replace("\n", "\n    ")
-        parts.append(f"[{job.index}] {name}: {job.state.replace('_', ' ')}\n")
-        if len(lines) > _LOG_LINES:
-            parts.append(
-                f"    ... {len(lines) - _LOG_LINES} lines before these: batch[{job.index}].output has all\n"
-            )
-        parts += [f"    {text}\n" for text in lines[-_LOG_LINES:]]
-    return parts or ["no jobs\n"]
-
-
-def _numbered(commands: list[Any]) -> str:
-    shown = []
-    for number, command in enumerate(commands):
-        text = command if isinstance(command, str) else command.__qualname__
-        mark = f"[{number}] "
-        shown.append(mark + text.replace("\n", "\n" + " " * len(mark)) + "\n")
-    return "".join(shown) or "no commands\n"
-
-
-def _jobs(number: int) -> str:
-    return "1 job" if number == 1 else f"{number} jobs"
+    _write(f"batch {_short(leader, batch)}: {counted(going, 'job')} cancelled\n")
 
 
 def _short(leader: Leader, batch: Batch) -> str:
