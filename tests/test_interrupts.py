@@ -21,7 +21,7 @@ SETUP = """
 import json, os, signal, threading, time
 import arrea_nb
 from arrea_nb import _admission, _batch, _engine, _ledger, _section
-from arrea_nb.notebook import _live, _magic, _presenter
+from arrea_nb.notebook import _live, _magic, _stage
 
 leader = arrea_nb.Leader.instance()
 _arrea = None
@@ -182,13 +182,13 @@ MOMENTS = {
     "as it was admitted": ("_ledger.Ledger, 'admit', True", "sleep 300\nsleep 300", "cancelled"),
     "while the view is built": ("_live.LiveView, '__init__'", "sleep 300\nsleep 300", "cancelled"),
     "as the view was built": ("_live.LiveView, '__init__', True", "sleep 300\nsleep 300", "cancelled"),
-    "while the view is shown": ("_presenter, '_publish'", "sleep 300\nsleep 300", "cancelled"),
-    "as the view was shown": ("_presenter.Showing, 'begin', True", "sleep 300\nsleep 300", "cancelled"),
+    "while the view is shown": ("_stage, '_publish'", "sleep 300\nsleep 300", "cancelled"),
+    "as the view was shown": ("_stage.Showing, 'begin', True", "sleep 300\nsleep 300", "cancelled"),
     "when the wait begins": ("_engine.Engine, 'add_latch'", "sleep 300\nsleep 300", "cancelled"),
     "while it waits": (None, f"{WAITING}\nsleep 300", "cancelled"),
     "when the wait is over": ("_engine.Engine, 'drop_latch'", "true\ntrue", "succeeded"),
-    "before the summary": ("_presenter, 'publish_summary'", "true\ntrue", "succeeded"),
-    "after the summary": ("_presenter, 'publish_summary', True", "true\nfalse", "failed"),
+    "before the summary": ("_stage, 'publish_summary'", "true\ntrue", "succeeded"),
+    "after the summary": ("_stage, 'publish_summary', True", "true\nfalse", "failed"),
     "before the failure is raised": ("_magic, '_raise_if_failed'", "true\nfalse", "failed"),
 }
 
@@ -234,8 +234,8 @@ AGAIN = {
     "before the batch is told": "_engine.Engine, 'stop'",
     "after the batch was told": "_engine.Engine, 'stop', True",
     "while its jobs are waited for": "_engine.Engine, 'await_end'",
-    "before the summary": "_presenter, 'publish_summary'",
-    "after the summary": "_presenter, 'publish_summary', True",
+    "before the summary": "_stage, 'publish_summary'",
+    "after the summary": "_stage, 'publish_summary', True",
 }
 
 
@@ -281,10 +281,10 @@ def test_stop_while_a_cell_with_bg_starts(kernel):
 
 @pytest.mark.parametrize("cell", ["arrea_nb.run([work] * 3)", "arrea_nb.map(lambda _: work(), range(3))"])
 @pytest.mark.parametrize(
-    "where", ["_ledger.Ledger, 'admit'", "_live.LiveView, '__init__'", "_presenter, 'publish_summary'", None]
+    "where", ["_ledger.Ledger, 'admit'", "_live.LiveView, '__init__'", "_stage, 'publish_summary'", None]
 )
 def test_stop_during_run_and_map(kernel, cell, where):
-    ends = where == "_presenter, 'publish_summary'"
+    ends = where == "_stage, 'publish_summary'"
     kernel.run("def work():\n    " + ("pass" if ends else "time.sleep(0.01)\n    work()"))
     if where is None:
         kernel.run("def work():\n    open('first-reached', 'w').close()\n    while True: time.sleep(0.01)")

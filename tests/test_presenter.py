@@ -13,7 +13,7 @@ from comm import DummyComm
 from IPython.core.events import EventManager, available_events
 
 from arrea_nb._leader import Leader
-from arrea_nb.notebook import _live, _presenter
+from arrea_nb.notebook import _live, _presenter, _stage
 from arrea_nb.notebook._live import Frames, LiveView
 from arrea_nb.notebook._presenter import Presenter
 
@@ -72,7 +72,7 @@ def shown(monkeypatch):
     def publish(data, *, transient=None, update=False):
         recorder.add(SimpleNamespace(data=data, transient=transient, update=update, cell=cell.get()))
 
-    monkeypatch.setattr(_presenter, "_publish", publish)
+    monkeypatch.setattr(_stage, "_publish", publish)
     return recorder
 
 
