@@ -69,3 +69,21 @@ def test_a_converted_page_has_the_table_the_output_and_the_timeline():
     assert "<details><summary" in page
     assert 'src="data:image/svg+xml;base64,' in page
     assert "unexpected end of file" in page
+
+
+def test_a_converted_paper_has_the_first_failure_its_exit_code_and_its_last_words(tmp_path):
+    cell = "%%arrea --no-raise\necho fine\nseq 1 30 >&2; echo '100 % of_it & $5 {lost}' >&2; exit 7\nexit 9"
+    path = tmp_path / "paper.ipynb"
+    nbformat.write(notebook("%load_ext arrea_nb", cell), path)
+    command = [sys.executable, "-m", "nbconvert", "--to", "latex", "--execute", path]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    paper = path.with_suffix(".tex").read_text("utf-8")
+    top, _, rest = paper.partition("3 jobs: 2 failed, 1 succeeded")[2].partition("last lines of stderr:")
+    assert "[1] seq 1 30" in top
+    assert top.rstrip().endswith(r": exit 7: 100 \% of\_it \& \$5 \{lost\}")
+    words = rest.partition("[2] exit 9")[0].replace("|", "").split("\n")
+    assert [word.strip() for word in words if word.strip()] == [
+        *map(str, range(22, 31)),
+        r"100 \% of\_it \& \$5 \{lost\}",
+    ]
