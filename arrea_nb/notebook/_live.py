@@ -7,7 +7,7 @@ The view's JavaScript is a few ES modules under `static/`, each of which imports
 anywidget takes one module as a string, so `joined` puts them together; there is no build step.
 
 Guarantees: the synced traits hold only what a view begins with. Nothing is built or sent before a browser
-said hello; then at most ten frames a second, each with a number and only what changed since the last. What
+said hello; then at most five frames a second, each with a number and only what changed since the last. What
 the browser sends is put into `inbox` by whichever thread the kernel calls us on, and acted on by the
 presenter's thread, the only one that sends. A command that comes twice is carried out once.
 """
@@ -32,7 +32,7 @@ _log = logging.getLogger("arrea_nb")
 _STATIC = Path(__file__).parent / "static"
 _PARTS = ("text", "terminal", "dom", "line", "state", "rows", "output", "timeline", "view")
 
-FRAME_INTERVAL = 0.1
+FRAME_INTERVAL = 0.2
 """Seconds from one frame to the next, at the least."""
 HEARTBEAT = 5.0
 """Seconds of silence after which a running batch sends an empty frame: so the browser knows a dead kernel."""

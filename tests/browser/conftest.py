@@ -457,6 +457,7 @@ class Lab:
                 return index === null ? panel.content.widgets.every((_, i) => ended(i)) : ended(index); }""",
             arg=index,
             timeout=timeout * 1000,
+            polling=50,  # by default it looks in each frame, and has the page draw 60 of them a second
         )
 
     def wait_kernel(self, status, *, timeout=30.0):

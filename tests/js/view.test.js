@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { KernelLine } from "../../arrea_nb/notebook/static/line.js";
-import { outcome, range, remark } from "../../arrea_nb/notebook/static/rows.js";
+import { outcome, range, remark, swing, TICK } from "../../arrea_nb/notebook/static/rows.js";
 import { Job } from "../../arrea_nb/notebook/static/state.js";
 import { lanes } from "../../arrea_nb/notebook/static/timeline.js";
 
@@ -15,6 +15,12 @@ test("only the rows that can be seen exist, with a few around them", () => {
   assert.deepEqual(range(0, 240, 24, 3), [0, 3]);
   assert.deepEqual(range(0, 240, 24, 0), [0, 0]);
   assert.deepEqual(range(9_999, 240, 24, 5), [4, 5]);
+});
+
+test("a bar of unknown length goes from one side to the other and back, a step at a time", () => {
+  const stands = Array.from({ length: 17 }, (_, step) => swing(step * TICK));
+  assert.deepEqual([stands[0], stands[4], stands[8], stands[12], stands[16]], [0, 0.5, 1, 0.5, 0]);
+  assert.equal(swing(TICK - 1), 0);
 });
 
 test("what a row says of how it ended, or when it goes on", () => {

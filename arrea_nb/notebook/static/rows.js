@@ -9,6 +9,9 @@ import { amount, lasted, oneLine, spoken } from "./text.js";
 
 const OVERSCAN = 4;
 const SHOWN = 12; // rows that have room without scrolling, as the style sheet says too
+const UNKNOWN = 0.3; // of its room is what a bar of unknown length takes, as the style sheet says too
+const SWING = 8; // steps that a bar of unknown length takes from one side to the other
+export const TICK = 250; // ms, from one step to the next
 const SHORT = 18; // characters of an error that have room beside the name
 
 /** Which of `total` rows exist when so much can be seen, from the first to before the last. */
@@ -16,6 +19,14 @@ export function range(scrollTop, height, rowHeight, total) {
   const first = Math.max(0, Math.floor(scrollTop / rowHeight) - OVERSCAN);
   const last = Math.min(total, Math.ceil((scrollTop + height) / rowHeight) + OVERSCAN);
   return [Math.min(first, Math.max(0, total - 1)), last];
+}
+
+/**
+ * Where a bar of unknown length stands, from 0 to 1 and back. It moves a few times a second, with the clock, since
+ * each moment of a real animation is painted, and on a machine without a GPU that takes time from the jobs.
+ */
+export function swing(now) {
+  return 1 - Math.abs((Math.floor(now / TICK) % (2 * SWING)) / SWING - 1);
 }
 
 // An error in two: what is short enough to stand beside the name, and the rest.
@@ -144,6 +155,7 @@ class Row {
     attribute(this.bar, "aria-label", name || "job");
     attribute(this.bar, "aria-valuenow", value === undefined ? null : Math.round(value * 100));
     this.fill.style.width = value === undefined ? "" : `${(value * 100).toFixed(1)}%`;
+    if (value !== undefined) this.fill.style.transform = "";
     this.bar.classList.toggle("arrea-unknown", value === undefined);
   }
 
@@ -161,6 +173,8 @@ class Row {
     const percent =
       state === "running" && more.progress !== undefined ? `${Math.round(more.progress * 100)} %` : "";
     say(this.how, percent || outcome(job, tries, then));
+    if (state === "running" && more.progress === undefined && !view.lost)
+      this.fill.style.transform = `translateX(${(100 / UNKNOWN - 100) * swing(now)}%)`;
   }
 }
 

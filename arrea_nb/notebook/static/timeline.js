@@ -62,7 +62,10 @@ export class Timeline {
 
   /** Draws what is known, if it is open and was not just drawn. */
   draw(now, must = false) {
-    if (this.body.hidden || (!must && now - this.drawnAt < this.pause)) return;
+    if (this.body.hidden) return;
+    // The picture may be a little older; the clock in the head and this one are one.
+    say(this.until, clock(this.view.elapsed(now)));
+    if (!must && now - this.drawnAt < this.pause) return;
     const width = this.canvas.clientWidth;
     if (!width) return;
     this.drawnAt = now;
@@ -76,7 +79,6 @@ export class Timeline {
     this.lane = Math.min(LANE, MOST_HEIGHT / Math.max(1, this.count));
     this.paint(width, Math.max(this.lane, Math.ceil(this.lane * this.count)));
     say(this.from, clock(0));
-    say(this.until, clock(this.end));
     const number = `${counted(attempts.length)} attempts on ${counted(this.count)} lanes`;
     attribute(this.canvas, "aria-label", `timeline: ${number}`);
     this.pause = Math.max(REDRAW, SHARE * (performance.now() - now));

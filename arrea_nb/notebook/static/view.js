@@ -4,7 +4,7 @@
 import { IMPATIENT, KernelLine } from "./line.js";
 import { Panel } from "./output.js";
 import { attribute, counted, element, say, worded } from "./dom.js";
-import { Rows } from "./rows.js";
+import { Rows, TICK } from "./rows.js";
 import { FILTERS, State } from "./state.js";
 import { clock, oneLine, spoken } from "./text.js";
 import { Timeline } from "./timeline.js";
@@ -32,6 +32,7 @@ class View {
     this.lost = false;
     this.scheduled = 0;
     this.look = { filter: "all", search: "", sort: "given" };
+    this.drawnAt = Number.NEGATIVE_INFINITY;
     this.sortedAt = Number.NEGATIVE_INFINITY;
     this.sortedVersion = -1;
     this.announced = "running";
@@ -43,7 +44,7 @@ class View {
     };
     model.on("msg:custom", this.heard);
     model.on("comm_live_update", this.left);
-    this.clock = setInterval(() => this.tick(), 250);
+    this.clock = setInterval(() => this.tick(), TICK);
     this.resized = new ResizeObserver(() => {
       this.rows.measure();
       this.all = true;
@@ -227,8 +228,9 @@ class View {
         if (message.job !== undefined) this.changed.add(message.job);
       this.soon();
     }
-    if (running && !document.hidden) {
-      const now = performance.now();
+    // Frames that come one after the other move the clocks as they are drawn.
+    const now = performance.now();
+    if (running && !document.hidden && now - this.drawnAt >= TICK) {
       if (!lost) this.rows.tick(now);
       this.drawTime(now);
       this.timeline.draw(now);
@@ -238,6 +240,7 @@ class View {
   draw() {
     this.scheduled = 0;
     const now = performance.now();
+    this.drawnAt = now;
     const lost = this.line.lost(this.state.batch.state === "running");
     this.all ||= lost !== this.lost;
     this.lost = lost;
@@ -248,6 +251,7 @@ class View {
     if (this.state.version !== this.sortedVersion && now - this.sortedAt > RESORT)
       this.order(now, { keep: true });
     this.rows.layout(this.all, this.changed);
+    if (!lost) this.rows.tick(now);
     this.rows.node.classList.toggle("arrea-none", !this.rows.total);
     say(this.rows.empty, this.rows.total || !this.state.jobs.length ? "" : "no such job");
     this.all = false;
