@@ -36,8 +36,8 @@ from arrea_nb.notebook._words import (
     why,
 )
 
-MOST_JOBS = 200
-"""So many jobs are listed; the others are counted."""
+MOST_JOBS = 100
+"""So many jobs are listed, the others are counted: JupyterLab stands still while it lays out every row."""
 MOST_FAILURES = 20
 """So many failures are told on top; all of them are in the list as long as it has room."""
 _HTML_OUTPUT = 1 << 20  # characters of output in one summary, over all its jobs
@@ -118,7 +118,8 @@ def html(batch: Batch) -> str:
     head = [f"<b>{escape(headline(batch))}</b>", _duration(batch.duration)]
     head.append(f'<span style="color: {GREY}">{limits(batch)}</span>')
     parts = [
-        '<div style="line-height: 1.5">',
+        # $HOME and $PATH are no formula: MathJax 2 leaves the first class alone, MathJax 3 the second.
+        '<div class="tex2jax_ignore mathjax_ignore" style="line-height: 1.5">',
         f"<div>{' '.join(filter(None, head))}</div>",
         *(_failure(job, read_back, first=not at) for at, job in enumerate(failures[:MOST_FAILURES])),
     ]

@@ -81,6 +81,15 @@ def test_a_saved_notebook_shows_what_failed_without_a_kernel(front_end, tmp_path
     front_end.screenshot(tmp_path / "reopened.png")
 
 
+def test_what_a_job_says_of_its_variables_is_no_formula(lab):
+    cell = "%%arrea --no-raise --name 'all $x^2$'\necho 'from $HOME to $PATH' >&2; exit 7\ntrue"
+    lab.open([LOAD, cell, "from IPython.display import HTML; HTML('$x^2$')"])
+    lab.run_all()
+    expect(lab.output(2).locator("mjx-container")).to_have_count(1)  # by now the one above would be, too
+    lab.wait_text(1, "exit 7: from $HOME to $PATH")
+    expect(lab.output(1).locator("mjx-container")).to_have_count(0)
+
+
 def test_execute_returns_at_once_and_its_summary_takes_the_place_of_the_view(lab):
     lab.start("arrea_nb.execute(['while [ ! -e gone ]; do sleep 0.02; done', 'false'])", more=["6 * 7"])
     lab.wait_idle(1)
