@@ -12,7 +12,7 @@ ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
 	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
 
-.PHONY: help demo lab notebooks test soak mutations lint lint-js format bench bench-view clean
+.PHONY: help demo lab notebooks test soak mutations lint lint-js format bench bench-view compare-view clean
 .NOTPARALLEL:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make format      rewrite the code as ruff wants it"
 	@echo "make bench       compare with other tools"
 	@echo "make bench-view  the live view of 100, 1,000 and 10,000 jobs in a browser"
+	@echo "make compare-view  which jobs failed and why, as others show it"
 	@echo "make clean       remove .venv and every cache"
 
 demo: .venv/.stamp-demo
@@ -75,6 +76,10 @@ bench: .venv/.stamp-dev
 bench-view: .venv/.stamp-test
 	bash .ci/system-packages
 	$(ISOLATED) $(BIN)/python tests/benchmarks/view.py
+
+compare-view: .venv/.stamp-bench
+	bash .ci/system-packages
+	$(ISOLATED) $(BIN)/python tests/benchmarks/compare_view.py $(COMPARE_ARGS)
 
 clean:
 	rm -rf .venv .cache node_modules build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
