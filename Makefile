@@ -12,7 +12,7 @@ ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
 	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
 
-.PHONY: help demo lab notebooks test soak mutations lint lint-js format bench bench-view compare-view clean
+.PHONY: help demo lab notebooks test coverage soak mutations lint lint-js format bench bench-view compare-view clean
 .NOTPARALLEL:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make notebooks   run the notebooks and save their outputs anew"
 	@echo "make test        all tests: unit, contracts, JavaScript, browser, notebooks"
+	@echo "make coverage    how much of the engine's core its tests run; fails below 95 % of any file"
 	@echo "make soak        the long part: load, faults, what is left over; SOAK_ARGS='callables --seed 7'"
 	@echo "make mutations   break the code on purpose, and see the tests fail"
 	@echo "make lint        ruff, mypy, import directions, and biome where Node is"
@@ -47,6 +48,19 @@ test: .venv/.stamp-test
 	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) tests
 	$(ISOLATED) $(BIN)/python -m pytest $(PYTEST_ARGS) --nbval --nbval-current-env \
 		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
+
+# Measured in this process: what a test runs in a kernel or a process of its own does not count.
+CORE := arrea_nb/_ledger.py arrea_nb/_policy.py arrea_nb/_broadcast.py \
+	arrea_nb/workers/_output.py arrea_nb/workers/_shell.py
+CORE_TESTS := tests/test_ledger.py tests/test_ledger_model.py tests/test_output.py tests/test_bad_input.py \
+	tests/test_contracts_*.py tests/test_from_arrea.py tests/test_presenter.py \
+	$(addprefix tests/faults/test_,bugs.py callables.py no_room.py subscribers.py clock_and_fork.py)
+
+coverage: .venv/.stamp-dev
+	@mkdir -p .cache
+	$(ISOLATED) $(BIN)/python -m coverage run -m pytest -m "not stops_callables" $(PYTEST_ARGS) $(CORE_TESTS)
+	@below=0; for file in $(CORE); do \
+		$(BIN)/python -m coverage report --include=$$file --fail-under=95 || below=1; done; exit $$below
 
 soak: .venv/.stamp-test
 	$(ISOLATED) $(BIN)/python tests/soak/run.py $(SOAK_ARGS)

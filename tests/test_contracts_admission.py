@@ -226,6 +226,7 @@ def test_c2_a_callable_that_waits_gives_up_its_place(way):
         assert leader.get_state().stats["running"] == 0
 
 
+@pytest.mark.stops_callables
 def test_c2_an_abandoned_thread_counts_towards_no_limit():
     go = threading.Event()
     with arrea_nb.Leader(max_workers=1, grace=0.0) as leader:

@@ -42,6 +42,7 @@ def _join_all():
 # C18
 
 
+@pytest.mark.stops_callables
 def test_c18_the_latest_are_kept_and_the_oldest_go():
     with arrea_nb.Leader(cleanup_interval=0.01, batch_retention=0.0, keep_batches=2) as leader:
         events = leader.subscribe()

@@ -30,6 +30,15 @@ def _spooled():
 # C11
 
 
+def test_c11_half_a_character_at_the_end_is_shown_replaced():
+    told = ""
+    with arrea_nb.subscribe() as events:
+        batch = arrea_nb.execute([r"printf 'a\303'"])
+        while not isinstance(event := events.get(timeout=LONG), JobEnded):
+            told += event.text if isinstance(event, JobOutput) else ""
+    assert (told, batch[0].stdout, batch[0].output_bytes) == ("a�", "a�", b"a\xc3")
+
+
 def test_c11_streams_are_kept_apart_and_together():
     job = _ended(arrea_nb.execute(["echo a; echo b >&2; sleep 0.05; echo c; sleep 0.05; echo d >&2"]))[0]
     assert (job.stdout, job.stderr) == ("a\nc\n", "b\nd\n")

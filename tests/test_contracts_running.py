@@ -153,6 +153,35 @@ def test_c6_grandchildren_in_other_sessions_are_stopped_too():
         assert all(map(_gone, _carriers(batch)))
 
 
+def test_c6_a_helper_that_cannot_be_watched_is_asked_to_end_all_the_same(monkeypatch):
+    """No descriptor is left for it: the job does not wait for its end, but it gets its signal."""
+    pidfd_open = os.pidfd_open
+
+    def not_for_the_helper(pid):
+        if pid == helper:
+            raise OSError(24, "Too many open files")
+        return pidfd_open(pid)
+
+    line = f"sleep {NEVER} & echo $!; wait"
+    with arrea_nb.subscribe() as events, monkeypatch.context() as full:
+        batch = arrea_nb.execute([line])
+        helper = int(_until(events, JobOutput).text)
+        full.setattr(os, "pidfd_open", not_for_the_helper)
+        batch.cancel()
+        assert batch.wait(timeout=LONG)
+    assert batch[0].state == "cancelled"
+    assert _gone(helper)
+
+
+def test_c6_without_a_grace_it_is_killed_at_once():
+    with arrea_nb.Leader(grace=0.0) as leader, leader.subscribe() as events:
+        batch = leader.execute([f"trap '' TERM; echo ready; sleep {NEVER}"])
+        _until(events, JobOutput)
+        batch.cancel()
+        assert batch.wait(timeout=LONG)
+        assert (batch[0].state, _carriers(batch)) == ("cancelled", [])
+
+
 def test_c6_cancel_is_prompt():
     """Nothing polls at an interval: with a grace of a minute it ends as soon as it is told to."""
     with arrea_nb.Leader(grace=LONG) as leader:
@@ -193,6 +222,7 @@ def _spin_until(told):
         time.sleep(0.001)
 
 
+@pytest.mark.stops_callables
 def test_c7_a_loop_is_stopped_and_except_exception_does_not_catch_it():
     cleaned = []
 
@@ -213,6 +243,7 @@ def test_c7_a_loop_is_stopped_and_except_exception_does_not_catch_it():
     assert cleaned == [True]
 
 
+@pytest.mark.stops_callables
 def test_c7_whatever_it_then_returns_or_raises_it_is_timed_out():
     def returns():
         try:
@@ -231,6 +262,7 @@ def test_c7_whatever_it_then_returns_or_raises_it_is_timed_out():
     assert [(job.state, job.value) for job in batch] == [("timed_out", None)] * 2
 
 
+@pytest.mark.stops_callables
 def test_c7_a_call_in_c_delays_it_and_past_its_grace_it_is_abandoned():
     go = threading.Event()
     with arrea_nb.Leader(max_workers=1, grace=0.1) as leader:
@@ -264,6 +296,7 @@ def test_c7_a_coroutine_is_cancelled_through_its_loop():
     assert (batch[0].state, batch[0].abandoned, seen) == ("timed_out", False, ["cancelled"])
 
 
+@pytest.mark.stops_callables
 def test_c7_our_own_waits_wake():
     go = threading.Event()
     with arrea_nb.Leader(grace=LONG) as leader:
@@ -277,6 +310,7 @@ def test_c7_our_own_waits_wake():
         assert inner.results(timeout=LONG) == [True]
 
 
+@pytest.mark.stops_callables
 def test_c7_as_completed_wakes_too():
     go = threading.Event()
     with arrea_nb.Leader(grace=LONG) as leader:
@@ -288,6 +322,7 @@ def test_c7_as_completed_wakes_too():
         assert inner.results(timeout=LONG) == [True]
 
 
+@pytest.mark.stops_callables
 def test_c7_a_cancelled_callable_is_stopped():
     with arrea_nb.subscribe() as events:
         batch = arrea_nb.execute([_spin])
@@ -297,6 +332,7 @@ def test_c7_a_cancelled_callable_is_stopped():
     assert (batch[0].state, batch[0].abandoned) == ("cancelled", False)
 
 
+@pytest.mark.stops_callables
 def test_c7_what_a_stopped_callable_cleans_up_is_not_stopped_again():
     """What it prints or tells in `finally` takes the Leader's lock; the exception comes once all the same."""
 
@@ -315,6 +351,7 @@ def test_c7_what_a_stopped_callable_cleans_up_is_not_stopped_again():
     assert job.stdout == "step 0\nstep 1\nstep 2\n"
 
 
+@pytest.mark.stops_callables
 def test_c7_a_stop_that_a_finaliser_swallowed_comes_again():
     class Slow:
         def __del__(self):
@@ -340,6 +377,7 @@ def test_c7_a_stop_that_a_finaliser_swallowed_comes_again():
     assert sys.unraisablehook is hook
 
 
+@pytest.mark.stops_callables
 def test_c7_a_hook_for_dropped_exceptions_that_somebody_put_over_ours_is_left_alone(monkeypatch):
     told = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
@@ -366,6 +404,7 @@ def test_c7_a_hook_for_dropped_exceptions_that_somebody_put_over_ours_is_left_al
     assert [what.exc_type for what in told] == [ValueError]
 
 
+@pytest.mark.stops_callables
 def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_next_job():
     go = threading.Event()
     idents = SimpleQueue()
@@ -395,6 +434,7 @@ def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_nex
         assert not any(job.abandoned for job in batch)
 
 
+@pytest.mark.stops_callables
 @pytest.mark.parametrize("moment", ["handed out", "returned"])
 def test_c7_a_stop_outside_of_the_callable_is_for_its_job_only(moment):
     """It comes when the worker has got the job and not called it yet, or when the callable has returned."""
@@ -428,6 +468,7 @@ def test_c7_a_stop_outside_of_the_callable_is_for_its_job_only(moment):
         assert len({ident for _, ident in ran}) == 1
 
 
+@pytest.mark.stops_callables
 def test_c7_a_stop_never_lands_in_another_job():
     """Short callables around their deadline: each ends as its own, and the counters add up."""
     ran = []
@@ -454,6 +495,7 @@ def test_c7_a_stop_never_lands_in_another_job():
 # C8, C9, C10
 
 
+@pytest.mark.stops_callables
 def test_c8_cancelling_one_batch_touches_no_other(tmp_path):
     with arrea_nb.subscribe() as events:
         go = tmp_path / "go"
@@ -500,6 +542,7 @@ def test_c8_one_job_of_a_batch_is_cancelled_and_the_others_run(tmp_path):
     assert [job.state for job in batch] == ["cancelled", "succeeded"]
 
 
+@pytest.mark.stops_callables
 def test_c9_every_job_ends_once_and_batch_ended_comes_after_all():
     policy = {"retries": 1, "retry_delay": 0.01}
     with arrea_nb.subscribe() as events:
@@ -582,6 +625,7 @@ def test_policy_stop_lets_running_jobs_finish_and_skips_the_rest(tmp_path):
         batch.results()
 
 
+@pytest.mark.stops_callables
 def test_policy_abort_cancels_running_jobs_too():
     fail = threading.Event()
 
@@ -625,6 +669,18 @@ def test_policy_callable_that_raises_lets_the_batch_go_on():
     assert batch.wait(timeout=LONG)
     assert [job.state for job in batch] == ["failed", "succeeded"]
     assert batch[0].error.__notes__ == ["policy.on_error: raised LookupError: oh; the batch goes on"]
+
+
+def test_policy_callable_that_answers_something_else_lets_the_batch_go_on():
+    batch = arrea_nb.execute(["exit 3", "true"], policy={"on_error": lambda *_: "go on"})
+    assert batch.wait(timeout=LONG)
+    assert [job.state for job in batch] == ["failed", "succeeded"]
+    expected = "expected one of continue, stop, abort or retry, got 'go on'"
+    assert batch[0].error.__notes__ == [f"policy.on_error: {expected}; the batch goes on"]
+
+
+def test_policy_delays_that_no_number_can_hold_are_the_longest_delay():
+    assert arrea_nb.Policy(retries=2000, backoff=10.0).delay_after(1000) == 60.0
 
 
 # What callables raise
@@ -680,6 +736,7 @@ HOSTILE = {
     ),
     "exits at once": ("exit 7", "failed", "exit 7"),
     "dies of a signal": ("kill -SEGV $$", "failed", "killed by SIGSEGV"),
+    "dies of a signal without a name": ("kill -40 $$", "failed", "killed by signal 40"),
     "kills its whole group": ("sleep 9 & kill -KILL 0", "failed", "killed by SIGKILL"),
     "does not exist": ("/no/such/program", "failed", None),
     "prints 10 MB without a newline": ("head -c 10000000 /dev/zero | tr '\\0' x", "succeeded", None),

@@ -299,6 +299,7 @@ def test_the_counters_add_up():
     assert third.counts["cancelled"] == 2
 
 
+@pytest.mark.stops_callables
 def test_partial_output_survives_a_timeout():
     """Partial output survives a timeout."""
     go = threading.Event()

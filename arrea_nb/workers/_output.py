@@ -71,7 +71,7 @@ class Spool:
 
     def remove(self) -> None:
         """Deletes the directory and what is in it; in a forked child nothing, for it is its parent's."""
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid:  # pragma: no branch - the other way in a forked child
             shutil.rmtree(self.directory, ignore_errors=True)
 
 
@@ -166,7 +166,7 @@ class Output:
 
     def forget(self) -> None:
         """In a forked child: the lock may have been held by a thread that is not here to release it."""
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # pragma: no cover - runs in a forked child
 
     def close(self) -> None:
         """Nothing more is taken; what still comes is dropped."""
@@ -533,7 +533,7 @@ def _runs_path(path: str) -> str:
 
 
 def _unlink(pid: int, path: str) -> None:
-    if os.getpid() == pid:
+    if os.getpid() == pid:  # pragma: no branch - the other way in a forked child
         for each in (path, _runs_path(path)):
             with contextlib.suppress(OSError):
                 os.unlink(each)

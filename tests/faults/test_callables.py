@@ -110,6 +110,7 @@ told["places"] = arrea_nb._leader.Leader.instance()._ledger.places
     }
 
 
+@pytest.mark.stops_callables
 def test_a_callable_that_never_returns_is_abandoned_and_counted(leader):
     leader.grace = 0.05
     free = threading.Event()
@@ -189,6 +190,7 @@ def test_an_error_that_cannot_say_what_it_is_is_asked_once(leader):
     _usable(leader)
 
 
+@pytest.mark.stops_callables
 def test_an_error_that_never_ends_saying_what_it_is_times_out(leader):
     def work():
         raise Chatty

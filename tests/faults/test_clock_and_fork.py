@@ -19,6 +19,7 @@ def _forever():
         time.sleep(0.001)
 
 
+@pytest.mark.stops_callables
 @pytest.mark.parametrize("jump", [-24 * HOUR, 24 * HOUR])
 def test_a_clock_that_is_set_while_jobs_run_changes_no_duration_no_deadline_and_no_order(monkeypatch, jump):
     """C6, C10, C15: one job runs past its deadline, one waits for a retry, one is a shell's."""
