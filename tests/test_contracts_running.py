@@ -113,6 +113,35 @@ def test_c5_a_program_that_made_a_session_of_its_own_lives_on(tmp_path):
     assert _gone(pid)
 
 
+@pytest.mark.parametrize("moment", ["while it is watched", "before it is watched"])
+def test_c5_a_process_whose_exit_status_went_to_somebody_else_has_crashed(tmp_path, monkeypatch, moment):
+    pidfd_open = os.pidfd_open
+
+    def once_it_is_gone(pid):
+        while Path(f"/proc/{pid}").exists():
+            time.sleep(0.001)
+        return pidfd_open(pid)
+
+    waits = f"import os, time\nwhile not os.path.exists('{tmp_path}/go'): time.sleep(0.01)\nprint('done')"
+    with arrea_nb.Leader() as leader, leader.subscribe() as events:
+        leader.execute(["true"]).results(timeout=LONG)  # starts the guard
+        before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system reaps it, and tells nobody
+        try:
+            if moment == "before it is watched":
+                (tmp_path / "go").touch()
+                monkeypatch.setattr(os, "pidfd_open", once_it_is_gone)
+            batch = leader.execute([[sys.executable, "-c", waits]], policy={"retries": 1, "retry_delay": 0})
+            _until(events, JobStarted, batch_id=batch.id)
+            (tmp_path / "go").touch()
+            assert batch.wait(timeout=LONG)
+        finally:
+            signal.signal(signal.SIGCHLD, before)
+            monkeypatch.undo()
+    assert isinstance(batch[0].error, JobCrashed)
+    assert str(batch[0].error) == "its exit status is lost: something else waited for its process"
+    assert (batch[0].stdout, batch[0].attempt) == ("done\n", 2)
+
+
 # C6
 
 

@@ -101,10 +101,12 @@ class _ShellRun:
             self._see_to(guard)
             guard.add(popen.pid)
             self._desk.started(self._job, popen.pid)
-            self._pump(pidfd, guard)
+            if pidfd >= 0:
+                self._pump(pidfd, guard)
             try:
                 status = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
             except ChildProcessError:
+                self._drain()
                 guard.remove(popen.pid)
                 self._pid = popen.returncode = 0
                 return Outcome(
@@ -132,6 +134,7 @@ class _ShellRun:
             for stream in range(len(self._decoders)):
                 reading, end = os.pipe()
                 self._streams[reading] = stream
+                self._poll.register(reading, select.POLLIN)
                 ends.append(end)
             popen = self._popen = self._spawn(*ends)
             if _was_killed_unborn(popen):
@@ -143,9 +146,11 @@ class _ShellRun:
         return popen
 
     def _pidfd_of(self, popen: subprocess.Popen[bytes]) -> int:
-        """The descriptor that tells of its end. Without one the process is ended again."""
+        """The descriptor that tells of its end; -1 if it is gone. Without one the process is ended again."""
         try:
             return os.pidfd_open(popen.pid)
+        except ProcessLookupError:
+            return -1  # it has ended, and something else waited for it
         except BaseException:
             self._give_up(None)
             raise
@@ -197,7 +202,7 @@ class _ShellRun:
         timeout = job.batch.timeout
         deadline = None if timeout is None else (job.clock or 0.0) + timeout
         guard_fd = guard.pidfd
-        for fd in (*self._streams, pidfd, self._wake):
+        for fd in (pidfd, self._wake):
             self._poll.register(fd, select.POLLIN)
         if guard_fd >= 0:
             self._poll.register(guard_fd, select.POLLIN)
