@@ -2,7 +2,7 @@
 
     Leader.show ──▶ Presenter.show ──▶ a stage: the batch, its watch, its live or console view
                                          │
-    marks, clicks ──▶ bell ──▶ the one thread ──▶ stage.step ──▶ at most ten frames a second
+    marks, clicks ──▶ bell ──▶ the one thread ──▶ stage.step ──▶ a few frames a second
 
 Guarantees: one thread, "arrea-presenter", shows all batches; it is asleep until something changed, and ends
 when there is nothing left to show. One that dies of a bug is replaced. A front end without a browser
