@@ -217,7 +217,7 @@ def _kernel_id(pid):
 
 
 def _left(kernel_id, groups):
-    """The processes that carry the kernel's id or belong to a group of its jobs."""
+    """The processes that carry the kernel's id or run in a group of its jobs."""
     return [
         entry.name
         for entry in Path("/proc").iterdir()
@@ -227,10 +227,13 @@ def _left(kernel_id, groups):
 
 
 def _group(pid):
+    """The process group it runs in; None if it has ended, also if nobody has waited for it yet."""
     try:
-        return os.getpgid(pid)
-    except ProcessLookupError:
+        # The name, in parentheses, may contain anything; after it come state, parent and group.
+        state, _, group = Path(f"/proc/{pid}/stat").read_text("latin-1").rpartition(")")[2].split()[:3]
+    except (OSError, ValueError):
         return None
+    return None if state in "ZX" else int(group)
 
 
 def _environment(pid):
