@@ -378,6 +378,7 @@ class Leader(Engine, SingletonConfigurable):
                 thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock, self._section:
             self._ledger.batches.clear()
+            self._sweep_at = None
             for one in self._broadcast:
                 self._broadcast.remove(one)
                 one.discard()

@@ -276,6 +276,7 @@ class Ledger:
     def halt(self, batch: BatchRecord, rest: JobState, now: float, at: float) -> list[JobRecord]:
         """Nothing of this batch starts any more; what has not started is `rest`. Returns who still runs."""
         batch.halted = batch.halted or rest
+        batch.due.clear()
         live = []
         for job in batch.jobs:
             if job.handed_out:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import pytest
@@ -177,6 +178,23 @@ def test_c20_close_cancels_what_runs_and_can_be_repeated():
     with pytest.raises(BatchFailed) as raised:
         batch.results()
     assert {type(error) for error in raised.value.exceptions} == {JobCancelled}
+
+
+def test_c20_a_closed_leader_sweeps_nothing_and_hires_nobody():
+    """Closed with more batches than are kept, and a retry that waits for a place."""
+    go = threading.Event()
+    with arrea_nb.Leader(max_workers=1, keep_batches=0, grace=LONG) as leader, leader.subscribe() as events:
+        leader.execute([])
+        again = leader.execute(["false"], policy={"retries": 1, "retry_delay": 0.0})
+        takes_the_place = leader.execute([lambda: go.wait(LONG)], timeout=0)
+        while (
+            event := events.get(timeout=LONG)
+        ).batch_id != takes_the_place.id or event.type != "job_started":
+            pass
+        while not again._record.due:
+            time.sleep(0.001)
+        threading.Timer(0.0, go.set).start()
+    assert _join_all() == []
 
 
 def test_c20_a_forked_child_has_a_leader_of_its_own():
