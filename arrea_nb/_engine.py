@@ -28,7 +28,7 @@ from arrea_nb._broadcast import Broadcast, Subscription, Watch
 from arrea_nb._job import Job
 from arrea_nb._ledger import Ledger
 from arrea_nb._progress import running
-from arrea_nb._records import BatchRecord, Host, JobRecord, Latch, Outcome, brief
+from arrea_nb._records import FAILED_STATES, BatchRecord, Host, JobRecord, Latch, Outcome, brief
 from arrea_nb._section import HoldInterrupts, Section, take_from
 from arrea_nb._timer import Timer
 from arrea_nb.errors import JobCrashed, JobTimeout
@@ -191,7 +191,7 @@ class Engine:
                     due = ledger.ended(job, outcome, now, at)
                     if due is not None:
                         self._timer.plan(due)
-                    elif outcome.decision is not None and outcome.decision.step == "abort":
+                    elif job.state in FAILED_STATES and outcome.decision and outcome.decision.step == "abort":
                         self._stop(job.batch, None, self.grace)
                     if job.batch.end_clock is not None:
                         self._plan_sweep(now)

@@ -208,7 +208,8 @@ def test_c6_without_a_grace_it_is_killed_at_once():
         _until(events, JobOutput)
         batch.cancel()
         assert batch.wait(timeout=LONG)
-        assert (batch[0].state, _carriers(batch)) == ("cancelled", [])
+        assert batch[0].state == "cancelled"
+        assert all(map(_gone, _carriers(batch)))
 
 
 def test_c6_cancel_is_prompt():
@@ -671,6 +672,23 @@ def test_policy_abort_cancels_running_jobs_too():
         assert batch.wait(timeout=LONG)
     assert [job.state for job in batch] == ["cancelled", "cancelled", "failed", "skipped"]
     assert batch.state == "failed"
+
+
+@pytest.mark.stops_callables
+@pytest.mark.parametrize("command", [_spin, f"sleep {NEVER}"], ids=["callable", "shell"])
+@pytest.mark.parametrize("asked", [False, True])
+def test_policy_is_not_asked_about_a_job_that_was_cancelled(command, asked):
+    failures = []
+    on_error = (lambda error, *_: failures.append(error) or "abort") if asked else "abort"
+    with arrea_nb.Leader() as leader, leader.subscribe() as events:
+        batch = leader.execute([command, command], workers=2, policy={"on_error": on_error})
+        for _ in batch:
+            _until(events, JobStarted)
+        batch[0].cancel()
+        assert _until(events, JobEnded).job == 0
+        leader.get_state()  # waits for the section in which it ended
+        assert (batch[1]._record.stop, failures) == (None, [])
+    assert [job.state for job in batch] == ["cancelled"] * 2
 
 
 def test_policy_callable_is_asked_after_each_failure():

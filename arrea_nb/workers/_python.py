@@ -147,11 +147,9 @@ def _run_coroutine(coroutine: Any, worker: Worker) -> Any:
 def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -> Outcome:
     """Reads the outcome out of what was raised, and asks the policy."""
     if job.stop is not None:
-        error: Exception = JobCrashed("stopped")  # the ledger puts the right error in its place
-        if worker.lost:
-            return Outcome(error=error)
-        if job.stop == "timed_out":
-            error = desk.timeout_error(job)
+        if worker.lost or job.stop != "timed_out":
+            return Outcome(error=JobCrashed("stopped"))  # the ledger puts the right error in its place
+        error: Exception = desk.timeout_error(job)
     elif isinstance(raised, Exception):
         error = raised
         error.__traceback__ = _users_part(error.__traceback__)
