@@ -111,6 +111,7 @@ class Told:
     def job_ended(self, event, before):
         assert before not in ENDED, "two ends"
         assert before == "running" or event.state in {"cancelled", "skipped"}
+        assert (event.state == "skipped") == (self.halted is not None and before != "running")
         self.states[event.job] = str(event.state)
         if event.state in {"failed", "timed_out"} and self.batch.policy.on_error != "continue":
             self.halted = self.halted or self.batch.policy.on_error
@@ -131,7 +132,8 @@ class Told:
         if self.halted == "stop":
             running = self.states.count("running")
             return None if open_jobs > running else running
-        return min(self.batch.workers, open_jobs)
+        waiting = self.states.count("waiting") if self.batch.policy.retry_delay else 0
+        return min(self.batch.workers, open_jobs - waiting)
 
 
 class LeaderMachine(RuleBasedStateMachine):
@@ -184,13 +186,14 @@ class LeaderMachine(RuleBasedStateMachine):
         count=st.integers(0, 5),
         workers=st.integers(1, 3),
         retries=st.integers(0, 2),
+        delay=st.sampled_from([0.0, 0.0, LONG * 2]),
         on_error=st.sampled_from(["continue", "continue", "stop", "abort"]),
     )
-    def execute(self, count, workers, retries, on_error):
+    def execute(self, count, workers, retries, delay, on_error):
         if sum(not told.ended for told in self.told.values()) == 4:
             return
         scripts = [Script() for _ in range(count)]
-        policy = arrea_nb.Policy(on_error, retries=retries, retry_delay=0.0)
+        policy = arrea_nb.Policy(on_error, retries=retries, retry_delay=delay)
         # No event is read before the batch can be told apart.
         batch = self.leader.execute(scripts, workers=workers, timeout=3600.0, policy=policy)
         self.told[batch.id] = Told(batch, scripts)
