@@ -12,13 +12,15 @@ ISOLATED := env -u JUPYTER_PATH -u JUPYTER_CONFIG_PATH \
 	JUPYTER_RUNTIME_DIR=$(JUPYTER_HOME)/runtime IPYTHONDIR=$(JUPYTER_HOME)/ipython \
 	JUPYTER_PREFER_ENV_PATH=1 JUPYTER_PLATFORM_DIRS=1
 
-.PHONY: help demo lab notebooks test coverage soak mutations lint lint-js format bench bench-view compare-view clean
+.PHONY: help demo lab notebooks pictures test coverage soak mutations lint lint-js format bench bench-view \
+	compare-view clean
 .NOTPARALLEL:
 
 help:
 	@echo "make demo        run the quick start in a real kernel and print what it did"
 	@echo "make lab         open the notebooks in JupyterLab"
 	@echo "make notebooks   run the notebooks and save their outputs anew"
+	@echo "make pictures    take the pictures for the README anew"
 	@echo "make test        all tests: unit, contracts, JavaScript, browser, notebooks"
 	@echo "make coverage    how much of the engine's core its tests run; fails below 95 % of any file"
 	@echo "make soak        the long part: load, faults, what is left over; SOAK_ARGS='callables --seed 7'"
@@ -40,6 +42,10 @@ lab: .venv/.stamp-demo
 
 notebooks: .venv/.stamp-demo
 	$(ISOLATED) $(BIN)/python notebooks/run.py --save
+
+pictures: .venv/.stamp-test
+	bash .ci/system-packages
+	$(ISOLATED) $(BIN)/python notebooks/pictures.py
 
 test: .venv/.stamp-test
 	bash .ci/system-packages
