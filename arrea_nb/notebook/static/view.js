@@ -254,12 +254,13 @@ class View {
     if (!lost) this.rows.tick(now);
     this.rows.node.classList.toggle("arrea-none", !this.rows.total);
     say(this.rows.empty, this.rows.total || !this.state.jobs.length ? "" : "no such job");
+    const printed = this.all || this.changed.has(this.chosen);
     this.all = false;
     // A row whose command was acknowledged is drawn once more, to forget "cancelling…".
     this.changed = new Set([...this.changed].filter((index) => this.line.pending(`cancel ${index}`)));
     const job = this.chosen === null ? null : this.state.jobs[this.chosen];
     if (job !== this.panel.job) this.panel.show(job);
-    else this.panel.draw();
+    else if (printed) this.panel.draw();
     this.timeline.draw(now, this.state.batch.state !== "running");
   }
 
