@@ -483,18 +483,20 @@ class Ledger:
                 self.stats["failed" if state in FAILED_STATES else "cancelled"] += 1
             batch.spent += now - began
             batch.spent_jobs += 1
-        if batch.heard:
-            self._publish(self._job_ended(job, at))
-        if job.latches or batch.job_latches:
-            for latch in job.latches:
-                latch.put(None)
-            for latch in batch.job_latches:
-                latch.put(job.index)
-        batch.open_jobs -= 1
-        if not batch.open_jobs:
-            self._end_batch(batch, now, at)
-        elif not batch.in_turn:
-            self._offer(batch)
+        try:
+            if batch.heard:
+                self._publish(self._job_ended(job, at))
+        finally:  # a bug there, or no memory for the event, must not leave the batch open
+            if job.latches or batch.job_latches:
+                for latch in job.latches:
+                    latch.put(None)
+                for latch in batch.job_latches:
+                    latch.put(job.index)
+            batch.open_jobs -= 1
+            if not batch.open_jobs:
+                self._end_batch(batch, now, at)
+            elif not batch.in_turn:
+                self._offer(batch)
 
     def _end_batch(self, batch: BatchRecord, now: float, at: float) -> None:
         counts = batch.counts
@@ -507,14 +509,16 @@ class Ledger:
         batch.end_clock = now
         if self._returning:
             self._give_back()
-        if batch.heard:
-            self._publish(self._batch_ended(batch, at))
-        for watch in batch.watches:
-            watch.ring()
-        latches: tuple[Latch, ...] = (*batch.latches, *batch.job_latches)
-        batch.latches = ()
-        for latch in latches:
-            latch.put(None)
+        try:
+            if batch.heard:
+                self._publish(self._batch_ended(batch, at))
+        finally:
+            for watch in batch.watches:
+                watch.ring()
+            latches: tuple[Latch, ...] = (*batch.latches, *batch.job_latches)
+            batch.latches = ()
+            for latch in latches:
+                latch.put(None)
 
     @staticmethod
     def _mark(job: JobRecord) -> None:

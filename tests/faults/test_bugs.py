@@ -79,6 +79,31 @@ def test_a_bug_in_the_ledger_costs_a_job_at_the_most(monkeypatch, leader, name, 
     _adds_up(leader)
 
 
+@pytest.mark.parametrize("kind", ["job_started", "job_ended", "batch_ended"])
+def test_a_bug_while_an_event_is_told_lets_nobody_wait_for_ever(monkeypatch, leader, kind):
+    publish, told, ends = leader._ledger._publish, [], queue.SimpleQueue()
+
+    def broken(event):
+        if event.type == kind and not told:
+            told.append(event)
+            raise Bug(kind)
+        publish(event)
+
+    monkeypatch.setattr(leader._ledger, "_publish", broken)
+    with leader.subscribe():
+        go = threading.Event()
+        batch = leader.execute([lambda: go.wait(LONG), "true", int], workers=1, timeout=None)
+        # Not the main thread, which looks up now and then by itself.
+        waits = [batch[0].result, batch.wait] if kind != "job_started" else [batch.wait]
+        waiting = [threading.Thread(target=lambda one=one: ends.put(one()), daemon=True) for one in waits]
+        for thread in waiting:
+            thread.start()
+        go.set()
+        assert [ends.get(timeout=LONG) for _ in waiting] == [True] * len(waiting)
+    assert sum(isinstance(job.error, JobCrashed) for job in batch) == (kind == "job_started")
+    _adds_up(leader)
+
+
 def test_a_bug_that_stays_fails_what_is_ready_and_hires_nobody_for_ever(monkeypatch, leader):
     with monkeypatch.context() as broken:
         _break(broken, Ledger, "take", times=1_000_000)
