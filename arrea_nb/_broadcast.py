@@ -68,8 +68,6 @@ class Subscription:
             TimeoutError: If none came by then.
             StopIteration: If the subscription is closed, or its batch has ended and all was read.
         """
-        if self._closed and self._queue.empty():
-            raise StopIteration
         try:
             event = take_from(self._queue, timeout)
         except Empty:

@@ -213,6 +213,12 @@ def test_c16_a_callback_that_raises_is_logged_and_removed(monkeypatch):
     assert [one.callback for one in arrea_nb.get_state().subscribers] == [good]
 
 
+def test_c16_a_subscription_tells_whose_it_is_and_what_it_lost():
+    with arrea_nb.subscribe() as mailbox, arrea_nb.subscribe(print) as printing:
+        assert repr(mailbox) == "<Subscription 'mailbox' batch=None dropped=0>"
+        assert repr(printing) == f"<Subscription {print!r} batch=None dropped=0>"
+
+
 def test_c16_a_callback_that_hangs_costs_the_batch_nothing():
     go, inside = threading.Event(), threading.Event()
     recorder = _Recorder()

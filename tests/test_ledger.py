@@ -2,9 +2,12 @@
 
 import contextvars
 import random
+import threading
+from queue import SimpleQueue
 
 import pytest
 
+from arrea_nb._broadcast import Watch
 from arrea_nb._commands import BadCommand, PythonCall, ShellCommand
 from arrea_nb._ledger import LEGAL, Ledger
 from arrea_nb._policy import Decision, Policy
@@ -182,6 +185,80 @@ def test_a_subscriber_that_comes_late_is_told_what_it_missed():
         "job_ended",
         "job_started",
     ]
+
+
+def test_a_late_subscriber_is_told_of_a_retry_that_waits():
+    ledger, batch, _ = _admitted("p")
+    ledger.ended(ledger.take(0.0, 0.0), _failed("retry", 5.0), 1.0, 1.0)
+    told = ledger.replay(batch, 2.0)[-1]
+    assert (told.type, told.error) == ("job_retrying", "ValueError: no")
+
+
+def test_progress_is_told_to_those_who_watch_also_when_nobody_wants_events():
+    ledger, batch, events = _admitted("p")
+    job = ledger.take(0.0, 0.0)
+    told = len(events)
+    bell = SimpleQueue()
+    watch = Watch(lambda watch: None, batch, threading.Lock(), bell)
+    batch.heard, batch.watches = False, (watch,)
+    ledger.progressed(job, 0.5, 1.0, 2.0, "", 1.0)
+    ledger.progressed(job, 0.5, 1.0, 2.0, "", 1.0)  # no news
+    ledger.progressed(job, 1.0, 2.0, 2.0, "", 1.0)
+    assert len(events) == told
+    assert (watch.take(), watch.take(), bell.qsize()) == ({0}, set(), 1)
+
+
+def test_a_callable_that_returned_as_it_was_cancelled_is_cancelled():
+    ledger, batch, _ = _admitted("p")
+    job = ledger.take(0.0, 0.0)
+    ledger.stop(job, CANCELLED, 2.0, 1.0, 1.0)
+    ledger.returned(job, 7, 2.0, 2.0)
+    assert (job.state, job.value, batch.state) == ("cancelled", None, "cancelled")
+
+
+def test_a_job_whose_end_was_cut_short_by_a_bug_is_ended_to_the_end(monkeypatch):
+    ledger, batch, events = _admitted("pp", workers=1)
+    job = ledger.take(0.0, 0.0)
+    with monkeypatch.context() as broken:
+        broken.setattr(ledger, "_finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ledger.ended(job, Outcome(), 1.0, 1.0)
+    ledger.crashed(set(), ValueError("bug"), 2.0, 2.0)
+    assert (job.state, batch.open_jobs, ledger.places) == ("succeeded", 1, 0)
+    assert isinstance(events[-1], JobEnded)
+    assert ledger.take(3.0, 3.0) is batch.jobs[1]
+
+
+def test_what_is_ready_fails_where_nobody_can_run_it_and_what_runs_goes_on():
+    ledger, batch, _ = _admitted("ppp", workers=1)
+    job = ledger.take(0.0, 0.0)
+    ledger.fail_ready(ValueError("no threads"), 1.0, 1.0)
+    assert [one.state for one in batch.jobs] == ["running", "failed", "failed"]
+    ledger.ended(job, Outcome(), 2.0, 2.0)
+    assert batch.state == "failed"
+
+
+def test_a_place_that_was_given_up_comes_back_before_anything_new_starts():
+    ledger, batch, _ = _admitted("pp", workers=1)
+    job = ledger.take(0.0, 0.0)
+    assert ledger.want_place(job) is None  # it has it
+    assert ledger.give_place(job)
+    assert not ledger.give_place(job)
+    bell = ledger.want_place(job)
+    assert (bell.get_nowait(), batch.running, ledger.take(1.0, 1.0)) == (None, 1, None)
+
+
+def test_a_callable_that_ended_while_it_wanted_its_place_back_has_none():
+    ledger, batch, _ = _admitted("ppp", workers=1)
+    job = ledger.take(0.0, 0.0)
+    ledger.give_place(job)
+    other = ledger.take(1.0, 1.0)
+    bell = ledger.want_place(job)
+    ledger.stop(job, CANCELLED, 0.0, 2.0, 2.0)
+    ledger.abandon(job, 2.0, 2.0)
+    ledger.ended(other, Outcome(), 3.0, 3.0)
+    assert (bell.qsize(), batch.running) == (0, 0)
+    assert ledger.take(4.0, 4.0) is batch.jobs[2]
 
 
 @pytest.mark.parametrize("seed", range(300))

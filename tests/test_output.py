@@ -248,6 +248,44 @@ def test_lost_runs_cost_the_streams_and_not_the_whole(make, monkeypatch):
     assert expected[0].endswith(known)
 
 
+def test_a_file_of_runs_that_was_removed_costs_the_streams_and_not_the_whole(make, monkeypatch):
+    monkeypatch.setattr(_output, "_MOST_RUNS", 8)
+    output = make()
+    expected = fill(output)
+    os.unlink(f"{output.path}.runs")
+    assert output.read() == expected[None]
+    unknown, _, known = output.read(0).partition(b" of output lost: its stream is not known, see output]\n")
+    assert unknown.startswith(b"\n[arrea: ")
+    assert known
+    assert expected[0].endswith(known)
+    expected = fill(output)  # it is begun anew
+    assert output.read(1).endswith(expected[1])
+
+
+def test_a_file_that_was_cut_short_is_marked_as_lost(make):
+    output = make()
+    whole = fill(output)[None]
+    os.truncate(output.path, 10)
+    lost, _, kept = output.read().partition(b" of output lost: its file is gone]\n")
+    assert lost.startswith(b"\n[arrea: ")
+    assert whole.endswith(kept)
+
+
+def test_what_a_full_disk_did_not_take_and_memory_still_holds_is_not_lost(make, monkeypatch):
+    write_at = _output._write_at
+    output = make()
+
+    def almost_full(descriptor, at, data):
+        if at >= 92:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write_at(descriptor, at, data[: 92 - at])
+
+    monkeypatch.setattr(_output, "_write_at", almost_full)
+    output.write(0, b"a" * 100)
+    assert output.read() == b"a" * 100
+    assert output.tail(0) == b""
+
+
 def test_the_spool_is_private_to_its_user(make, spool):
     output = make()
     fill(output)
@@ -339,6 +377,14 @@ def test_since_begins_with_a_whole_character_where_it_leaves_some_out(make):
     output = make(memory_limit=1000)
     output.write(0, "€€€".encode())
     assert output.since(0, 4) == ([("stdout", "€")], 9, 6)
+
+
+def test_since_leaves_out_the_rest_of_a_character_also_before_another_streams_output(make):
+    output = make(memory_limit=1000)
+    output.write(0, "€".encode())
+    output.write(1, b"x")
+    assert output.since(0, 3) == ([("stderr", "x")], 4, 3)
+    assert make().since(0, 3) == ([], 0, 0)
 
 
 def test_a_character_that_another_streams_output_divides_is_shown_whole(make):

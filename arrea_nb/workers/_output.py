@@ -198,7 +198,7 @@ class Output:
         if size <= len(memory) or start == 0:
             with self._lock:
                 start, memory = self._end
-                if size <= len(memory) or start == 0:
+                if size <= len(memory) or start == 0:  # pragma: no branch - it was written to in between
                     return bytes(memory[-size:])
         with self._lock:
             picture = self._picture()
@@ -227,7 +227,7 @@ class Output:
         told = []
         room = len(data)
         # With so many changes of stream that the first are filed, all of it counts as stdout.
-        for stream, length in runs or [[0, room]]:
+        for stream, length in runs or [[0, room]]:  # pragma: no branch - they tell of all of it
             told.append([stream, min(length, room)])
             room -= told[-1][1]
             if not room:
@@ -251,10 +251,9 @@ class Output:
             runs = self._runs_from(first)
             closed = self._closed
         if first > offset:
-            beheaded = _continuation(data)
-            if beheaded < runs[0][1]:
-                data, first = data[beheaded:], first + beheaded
-                runs[0][1] -= beheaded
+            beheaded = min(_continuation(data), runs[0][1])
+            data, first = data[beheaded:], first + beheaded
+            runs[0][1] -= beheaded
         held = 0 if closed else _incomplete(data[-runs[-1][1] :])
         runs[-1][1] -= held
         return _texts(data, runs), end - held, first - offset
