@@ -180,6 +180,7 @@ def test_c20_close_cancels_what_runs_and_can_be_repeated():
     assert {type(error) for error in raised.value.exceptions} == {JobCancelled}
 
 
+@pytest.mark.stops_callables
 def test_c20_a_closed_leader_sweeps_nothing_and_hires_nobody():
     """Closed with more batches than are kept, and a retry that waits for a place."""
     go = threading.Event()

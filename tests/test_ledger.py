@@ -103,6 +103,8 @@ def test_an_illegal_move_raises_with_the_history_and_changes_nothing():
     heard, counts = list(events), dict(batch.counts)
     with pytest.raises(AssertionError, match="illegal move of job 0 of batch one: succeeded to running"):
         ledger.started(job, None, 2.0, 2.0)
+    with pytest.raises(AssertionError, match="illegal move of job 0 of batch one: succeeded to failed"):
+        ledger._end(job, JobState.FAILED, None, 2.0, 2.0)
     assert (job.state, batch.counts, events) == ("succeeded", counts, heard)
 
 
