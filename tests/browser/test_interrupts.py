@@ -52,11 +52,15 @@ def left(lab, summary):
     """
     lab.wait_idle(1)
     lab.wait_gone(1)
-    assert "KeyboardInterrupt" in lab.text(1)
+    lab.wait_text(1, "KeyboardInterrupt")
     lab.run(2)
-    states, running, handler = json.loads(lab.text(2))
+    states, running, handler = json.loads(lab.wait_text(2, re.compile(r"^\[.*\]$")))
     assert (running, handler) == (0, True)
-    assert lab.text(1).count(summary) == len(states)
+
+    def once():
+        assert lab.text(1).count(summary) == len(states)
+
+    lab.wait_until(once)
     lab.run(3)
     lab.wait_text(3, "1 job succeeded")
     return states
