@@ -18,14 +18,14 @@ leader = arrea_nb.Leader.instance()
 """
 # Makes the summary last until the test says so.
 SLOW_SUMMARY = """
-from arrea_nb.notebook import _presenter
-publish = _presenter.publish_summary
+from arrea_nb.notebook import _stage
+publish = _stage.publish_summary
 def slow(*args, **options):
     open("reached", "w").close()
     while not os.path.exists("go"):
         time.sleep(0.001)
     return publish(*args, **options)
-_presenter.publish_summary = slow
+_stage.publish_summary = slow
 """
 CHECK = """
 print(json.dumps([
@@ -91,8 +91,11 @@ def test_stop_during_the_summary(front_end):
     front_end.run(0)
     front_end.run(1, wait=False)
     folder = front_end.server.folder
-    while not (folder / "reached").exists():
-        front_end.page.wait_for_timeout(10)
+
+    def reached():
+        assert (folder / "reached").exists()
+
+    front_end.wait_until(reached)
     press(front_end)
     (folder / "go").touch()
     assert left(front_end, "2 jobs succeeded") == ["succeeded"]
