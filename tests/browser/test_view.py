@@ -263,7 +263,11 @@ def test_a_narrow_output_area_and_large_type_hide_nothing_that_counts(lab):
                     const box = row.querySelector(part).getBoundingClientRect();
                     return box.width > 20 && around.left <= box.left && box.right <= around.right + 1;
                 });
-                return inside && view.scrollWidth <= view.clientWidth + 1 && view.clientWidth < width
+                const rows = [...view.querySelectorAll('.arrea-row:not([hidden])')]
+                    .sort((one, other) => one.ariaRowIndex - other.ariaRowIndex)
+                    .map(one => one.getBoundingClientRect());
+                const apart = rows.every((one, at) => !at || one.top >= rows[at - 1].bottom - 1);
+                return inside && apart && view.scrollWidth <= view.clientWidth + 1 && view.clientWidth < width
                     && getComputedStyle(view).fontSize === size;
             }""",
             arg=[lab.view(1).element_handle(), width, size],

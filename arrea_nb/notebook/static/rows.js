@@ -110,6 +110,7 @@ class Row {
       this.node.dataset.index = job.index;
     }
     this.at = at;
+    this.height = height;
     attribute(this.node, "aria-rowindex", at + 1);
     this.node.style.transform = `translateY(${at * height}px)`;
     this.node.hidden = false;
@@ -266,7 +267,7 @@ export class Rows {
       const row = this.pool[at % size];
       const job = this.job(at);
       used.add(row);
-      const fresh = row.job !== job || row.at !== at || row.node.hidden;
+      const fresh = row.job !== job || row.at !== at || row.height !== height || row.node.hidden;
       if (fresh) row.place(job, at, height);
       if (fresh || all || changed?.has(job.index)) row.draw(this.view);
     }
