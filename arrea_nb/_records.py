@@ -203,8 +203,8 @@ class BatchRecord:
             return None
         told: list[tuple[float, float]] = []  # of a running job: what it took so far, and will take in all
         untold: list[float] = []
-        for job in self.jobs:
-            elapsed = job.elapsed(now) if job.state is JobState.RUNNING else None
+        for job in [job for job in self.jobs if job.state is JobState.RUNNING]:
+            elapsed = job.elapsed(now)
             if elapsed is None:
                 continue
             if job.fraction:

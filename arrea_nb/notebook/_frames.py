@@ -18,12 +18,12 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
 from arrea_nb._batch import Batch
-from arrea_nb._job import Job
 from arrea_nb._records import OutputView
 from arrea_nb.events import JobState
 from arrea_nb.notebook._usage import Usage
@@ -45,12 +45,16 @@ _WAITING = frozenset({JobState.QUEUED, JobState.WAITING})
 _SMALL = 1000  # up to so many jobs, names are sent in full length
 _NAME = (2000, 300)  # characters of a name in a small batch, and in a large one
 
+_ETA_INTERVAL = 0.9  # seconds: every job is looked at for it, and it is shown in whole seconds
+
 _STREAMS = {"stdout": 0, "stderr": 1}
-_UNTOLD = (0, 0, 0, None)
 
 Message = dict[str, Any]
 Row = list[Any]
 Piece = list[Any]  # stream, text
+Told = tuple[int, int, float | None, float | None, Message]  # state, attempt, start, took, more
+
+_UNTOLD: Told = (0, 0, None, None, {})
 
 
 class Frames:
@@ -66,11 +70,13 @@ class Frames:
         self._usage = Usage()
         self.due = math.inf
         self._number = 0
+        self._eta: float | None = None
+        self._eta_at = -math.inf
         self._room = float(PICTURE)
         self._room_at = -math.inf
         self._whole = False  # the picture is
         self._names = 0  # so many are sent
-        self._sent: dict[int, Row] = {}
+        self._sent: dict[int, Told] = {}
         self._stale: OrderedDict[int, None] = OrderedDict()  # may be other than sent
         self._printing: OrderedDict[int, None] = OrderedDict()  # may have output that was not sent yet
         # From job to the output of its attempt, which of its outputs that is, and how far it was sent.
@@ -110,8 +116,9 @@ class Frames:
         self._sent.clear()
         self._offsets.clear()
         self._running.clear()
-        self._stale = OrderedDict.fromkeys(job.index for job in self._jobs if job.attempt or job.state.ended)
-        self._printing = OrderedDict.fromkeys(job.index for job in self._jobs if job.output_view is not None)
+        self._stale.clear()
+        self._printing.clear()
+        self.look(job.index for job in self._jobs if job.attempt or job.state.ended)
         states = [state.value for state in _STATES]
         return {**self.frame(now), "kind": "picture", "total": len(self._batch), "states": states}
 
@@ -121,7 +128,9 @@ class Frames:
         self._room, self._room_at = min(grown, BURST) if self._whole else min(grown, PICTURE), now
         room = whole = min(self._room, MESSAGE)
         self._number += 1
-        message: Message = {"kind": "frame", "number": self._number, "batch": _batch(self._batch)}
+        if now >= self._eta_at + _ETA_INTERVAL:
+            self._eta_at, self._eta = now, self._batch.eta
+        message: Message = {"kind": "frame", "number": self._number, "batch": _batch(self._batch, self._eta)}
         if self._names < len(self._batch):
             names, left = self._some_names(0.6 * room)  # rows and output need not wait for all names
             message["names"], room = names, room - (0.6 * room - left)
@@ -145,61 +154,64 @@ class Frames:
 
     def _some_rows(self, room: float, now: float) -> tuple[list[Row], float]:
         rows = []
+        clock = time.monotonic()
         while self._stale and room > 0:
             index, _ = self._stale.popitem(last=False)
-            row, key = self._row(index)
-            if key != self._sent.get(index, [index, *_UNTOLD[1:]]):
-                self._sent[index] = key
+            row, told = self._row(index, clock)
+            if told != self._sent.get(index, _UNTOLD):
+                self._sent[index] = told
                 rows.append(row)
                 room -= 32 + (len(json.dumps(row[5])) if len(row) > 5 else 0)
         if self._running and self.due == math.inf:
             self.due = now
         return rows, room
 
-    def _row(self, index: int) -> tuple[Row, Row]:
+    def _row(self, index: int, clock: float) -> tuple[Row, Told]:
         """What is told of a job, and the part of it that says whether it must be told again."""
-        job = self._jobs[index]
+        # The record and not the Job: of a large batch thousands of rows are made a second.
+        job = self._jobs[index]._record  # noqa: SLF001
         state = job.state
         running = state is JobState.RUNNING
         (self._running.add if running and job.pid is not None else self._running.discard)(index)
-        attempts = job.attempts if job.attempt else []
-        began = self._batch.started_at
+        past = job.past
         start = None
-        if attempts and state not in _WAITING:
-            last = attempts.pop()
-            start = None if last.started_at is None else round(last.started_at - began, 3)
-        elapsed = job.elapsed
-        took = None if elapsed is None else round(elapsed, 3)
-        more = self._more(job, index, running=running)
-        past = [
-            [round(one.started_at - began, 3), round(one.duration or 0.0, 3), one.state.value]
-            for one in attempts[-20:]
-            if one.started_at is not None and one.state in (JobState.FAILED, JobState.TIMED_OUT)
+        if job.attempt and state not in _WAITING:
+            start = job.started_at
+            if len(past) >= job.attempt:
+                start, past = past[-1].started_at, past[:-1]
+        began = job.batch.started_at
+        elapsed = job.elapsed(clock)
+        row: Row = [
+            index,
+            _NUMBERS[state],
+            job.attempt,
+            None if start is None else round(start - began, 3),
+            None if elapsed is None else round(elapsed, 3),
         ]
+        more: Message = {}
+        if job.fraction is not None and not state.ended:
+            more["progress"] = round(job.fraction, 3)
+        if job.message:
+            more["message"] = job.message[:500]
+        if job.note is not None:
+            more["note"] = job.note
+        if running and index in self._usage.of:
+            more["cpu"], more["memory"] = self._usage.of[index]
         if past:
-            more["past"] = past
-        if state is JobState.WAITING:
-            more["due"] = job.retry_in
+            more["past"] = [
+                [round(one.started_at - began, 3), round(one.duration or 0.0, 3), one.state.value]
+                for one in past[-20:]
+                if one.started_at is not None and one.state in (JobState.FAILED, JobState.TIMED_OUT)
+            ]
         # As its worker put it: a user's __str__ is asked once, and not on this thread.
-        told = job._record.told if state.ended or state is JobState.WAITING else None  # noqa: SLF001
-        if told and told != state.value:
-            more["error"] = told
-        row = [index, _NUMBERS[state], job.attempt, start, took]
-        key = [*row[:4], *([] if running else [took]), {k: v for k, v in more.items() if k != "due"}]
-        if not more and key[1:4] == [0, 0, None]:
-            key = key[:4]
-        return ([*row, more] if more else row), key
-
-    def _more(self, job: Job, index: int, *, running: bool) -> Message:
-        progress = job.progress
-        more: Message = {
-            "progress": None if progress is None or job.state.ended else round(progress, 3),
-            "message": job.message[:500] or None,
-            "note": job.note,
-        }
-        if running and (used := self._usage.of.get(index)) is not None:
-            more["cpu"], more["memory"] = used
-        return {key: value for key, value in more.items() if value is not None}
+        if job.told and job.told != state.value and (state.ended or state is JobState.WAITING):
+            more["error"] = job.told
+        told = (row[1], job.attempt, row[3], None if running else row[4], more)
+        if state is JobState.WAITING and job.due is not None:
+            more = {**more, "due": max(0.0, job.due - clock)}
+        if more:
+            row.append(more)
+        return row, told
 
     def _some_output(self, room: float) -> tuple[list[Row], float]:
         """What was printed since it was last sent, as far as it fits; the rest waits its turn."""
@@ -214,7 +226,7 @@ class Frames:
             view = job.output_view
             if view is None:
                 continue
-            if job.attempt != self._sent.get(index, _UNTOLD)[2]:
+            if job.attempt != self._sent.get(index, _UNTOLD)[1]:
                 # The browser clears a job's output when it hears of a new attempt: that comes first.
                 waiting.append(index)
                 continue
@@ -242,8 +254,7 @@ def _printed(view: OutputView, offset: int, limit: int) -> tuple[list[tuple[int,
     return [(left_out, [[_STREAMS[name], text] for name, text in some]) for left_out, some in told], end
 
 
-def _batch(batch: Batch) -> Message:
-    eta = batch.eta
+def _batch(batch: Batch, eta: float | None) -> Message:
     return {
         "state": batch.state.value,
         "workers": batch.workers,

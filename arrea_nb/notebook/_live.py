@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,6 +35,8 @@ _PARTS = ("text", "terminal", "dom", "line", "state", "rows", "output", "timelin
 
 FRAME_INTERVAL = 0.2
 """Seconds from one frame to the next, at the least."""
+_MOST_INTERVAL = 0.5
+_SHARE = 0.01  # of a processor, for building frames: where thousands of jobs change, frames are fewer
 HEARTBEAT = 5.0
 """Seconds of silence after which a running batch sends an empty frame: so the browser knows a dead kernel."""
 _MOST_CLIENTS = 100
@@ -81,6 +84,7 @@ class LiveView(anywidget.AnyWidget):
         self._asked = False  # for the whole picture
         self._answered: OrderedDict[str, str | None] = OrderedDict()  # from a command's ref to its error
         self._last_sent = float("-inf")
+        self._interval = FRAME_INTERVAL
         self._said_end = False
         # ipykernel 7.4 sends what the browser says to the shell that last wrote to the comm: the blocked
         # one. Without this method it takes a subshell, as 7.3 does.
@@ -115,8 +119,9 @@ class LiveView(anywidget.AnyWidget):
             self._act(self.inbox.popleft())
         if not self._clients:
             return None
-        if now < self._last_sent + FRAME_INTERVAL:
-            return self._last_sent + FRAME_INTERVAL
+        if now < self._last_sent + self._interval:
+            return self._last_sent + self._interval
+        begun = time.thread_time()
         ended = self._batch.done()  # before looking at the jobs: so the last frame has the last of them
         if self._asked:
             self._asked = False
@@ -128,9 +133,10 @@ class LiveView(anywidget.AnyWidget):
             if self._frames.behind or late or (ended and not self._said_end):
                 self._send_frame(self._frames.frame(now), now)
         self._said_end = ended
+        self._interval = min(max(FRAME_INTERVAL, (time.thread_time() - begun) / _SHARE), _MOST_INTERVAL)
         self._frames.measure(now)  # after the frame, which it would hold up
         if self._frames.behind:
-            return self._last_sent + FRAME_INTERVAL
+            return self._last_sent + self._interval
         return None if ended else min(self._last_sent + HEARTBEAT, self._frames.due)
 
     def _send_frame(self, message: Message, now: float) -> None:

@@ -4,7 +4,7 @@ import { attribute, counted, element, SHAPES, say, worded } from "./dom.js";
 import { clock, lasted, spoken } from "./text.js";
 
 const REDRAW = 500; // ms, at the least
-const SHARE = 20; // times as long as a drawing takes is the pause to the next
+const SHARE = 50; // times as long as a drawing takes is the pause to the next
 const LANE = 8; // px, at the most
 const MOST_HEIGHT = 120; // px
 const TOLERANCE = 0.002; // s; times are rounded
