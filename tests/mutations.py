@@ -237,7 +237,7 @@ MUTATIONS = [
         "_section.py",
         "        bell.put(None)\n",
         "        pass\n",
-        "test_interrupts.py::test_stop_at_every_moment_of_a_cell[while it waits]",
+        "test_interrupts.py::test_stop_at_every_moment_of_a_cell[as it is about to wait]",
     ),
 ]
 

@@ -1,7 +1,7 @@
 """The stop button at every moment of a cell, in a real kernel.
 
 Each moment is made to last: a function of ours is replaced by one that tells the test that it was reached,
-and goes on once the test has sent the interrupt as Jupyter does. Whatever the moment: the cell ends with
+and goes on once the test has sent the interrupt as Jupyter does (with `hold=False`: goes on at once). Whatever the moment: the cell ends with
 KeyboardInterrupt, the batch that it waits for is cancelled and nothing of it runs, its summary is shown once,
 and the kernel is as usable as before. An interrupt of somebody who waits for a batch of another cell ends the
 waiting.
@@ -20,14 +20,14 @@ SETUP = """
 %load_ext arrea_nb
 import json, os, signal, threading, time
 import arrea_nb
-from arrea_nb import _admission, _batch, _engine, _ledger, _section
+from arrea_nb import _admission, _batch, _engine, _leader, _ledger, _section
 from arrea_nb.notebook import _live, _magic, _stage
 
 leader = arrea_nb.Leader.instance()
 _arrea = None
 undo = []
 
-def block(moment, owner, name, after=False):
+def block(moment, owner, name, after=False, hold=True):
     original = getattr(owner, name)
 
     def blocked(*args, **options):
@@ -36,7 +36,7 @@ def block(moment, owner, name, after=False):
         if after:
             result = original(*args, **options)
         open(f"{moment}-reached", "w").close()
-        while not os.path.exists(f"{moment}-go"):
+        while hold and not os.path.exists(f"{moment}-go"):
             time.sleep(0.001)
         return result if after else original(*args, **options)
 
@@ -174,7 +174,6 @@ def usable(kernel):
     return found
 
 
-WAITING = "touch first-reached; sleep 300"
 # What is made to last, the cell's lines, and the state of its batch in the end.
 MOMENTS = {
     "while the commands are read": ("_admission, 'read_commands'", "sleep 300\nsleep 300", "cancelled"),
@@ -185,7 +184,8 @@ MOMENTS = {
     "while the view is shown": ("_stage, '_publish'", "sleep 300\nsleep 300", "cancelled"),
     "as the view was shown": ("_stage.Showing, 'begin', True", "sleep 300\nsleep 300", "cancelled"),
     "when the wait begins": ("_engine.Engine, 'add_latch'", "sleep 300\nsleep 300", "cancelled"),
-    "while it waits": (None, f"{WAITING}\nsleep 300", "cancelled"),
+    "as it is about to wait": ("_leader, 'take_from'", "sleep 300\nsleep 300", "cancelled"),
+    "while it waits": ("_leader, 'take_from', hold=False", "sleep 300\nsleep 300", "cancelled"),
     "when the wait is over": ("_engine.Engine, 'drop_latch'", "true\ntrue", "succeeded"),
     "before the summary": ("_stage, 'publish_summary'", "true\ntrue", "succeeded"),
     "after the summary": ("_stage, 'publish_summary', True", "true\nfalse", "failed"),
@@ -196,8 +196,7 @@ MOMENTS = {
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_stop_at_every_moment_of_a_cell(kernel, moment):
     where, lines, state = MOMENTS[moment]
-    if where is not None:
-        kernel.run(f"block('first', {where})")
+    kernel.run(f"block('first', {where})")
     request = kernel.send(f"%%arrea -t 0 -w 2\n{lines}")
     kernel.press()
     found, summary = stopped(kernel, request)
