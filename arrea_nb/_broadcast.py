@@ -142,7 +142,7 @@ class Watch:
         leave: Ends it.
         batch: The batch.
         lock: The Leader's lock, under which marks are made.
-        bell: Rung when there is something to look at. None: nobody is told.
+        bell: Rung when there is something to look at.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Watch:
         leave: Callable[[Watch], None],
         batch: BatchRecord,
         lock: AbstractContextManager[Any],
-        bell: SimpleQueue[None] | None = None,
+        bell: SimpleQueue[None],
     ) -> None:
         self.batch = batch
         self._leave = leave
@@ -168,8 +168,7 @@ class Watch:
     def ring(self) -> None:
         """Something other than a job changed: the batch ended, or a command arrived."""
         self._rung = True
-        if self._bell is not None:
-            self._bell.put(None)
+        self._bell.put(None)
 
     def take(self) -> set[int]:
         """The jobs that changed since the last call."""

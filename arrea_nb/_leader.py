@@ -417,7 +417,7 @@ class Leader(Engine, SingletonConfigurable):
             raise UnknownBatchError(f"no batch {prefix or 'yet'}; there are: {there}")
         return found[0]
 
-    def watch(self, batch: Batch, bell: SimpleQueue[None] | None = None) -> Watch:
+    def watch(self, batch: Batch, bell: SimpleQueue[None]) -> Watch:
         """A mailbox of which jobs of this batch changed; `bell` is rung when there is something in it."""
         record = batch._record  # noqa: SLF001
         made = Watch(self._unwatch, record, self._lock, bell)

@@ -1,10 +1,10 @@
 """The stop button at every moment of a cell, in a real kernel.
 
 Each moment is made to last: a function of ours is replaced by one that tells the test that it was reached,
-and goes on once the test has sent the interrupt as Jupyter does (with `hold=False`: goes on at once). Whatever the moment: the cell ends with
-KeyboardInterrupt, the batch that it waits for is cancelled and nothing of it runs, its summary is shown once,
-and the kernel is as usable as before. An interrupt of somebody who waits for a batch of another cell ends the
-waiting.
+and goes on once the test has sent the interrupt as Jupyter does (with `hold=False`: goes on at once).
+Whatever the moment: the cell ends with KeyboardInterrupt, the batch that it waits for is cancelled and
+nothing of it runs, its summary is shown once, and the kernel is as usable as before. An interrupt of somebody
+who waits for a batch of another cell ends the waiting.
 """
 
 import json

@@ -10,7 +10,8 @@ import pytest
 import arrea_nb
 from arrea_nb._ledger import Ledger
 from arrea_nb.errors import JobCrashed
-from arrea_nb.workers import _shell, _threads
+from arrea_nb.workers import _shell
+from arrea_nb.workers._guard import Guard
 
 LONG = 60.0
 
@@ -206,15 +207,21 @@ def test_what_a_coroutine_left_in_its_context_is_let_go_of_outside_the_lock(lead
 def test_a_guard_that_dies_at_once_is_not_started_for_ever(monkeypatch, caplog, leader):
     """The kernel's own Python cannot run any more: the jobs do, and somebody is told."""
     started = []
-    spawn = _threads.run_shell.__globals__["processes_with"].__globals__["Guard"]._spawn
+    spawn = Guard._spawn
 
     def counted(guard, reading):
         started.append(1)
         return spawn(guard, reading)
 
-    monkeypatch.setattr("arrea_nb.workers._guard.Guard._spawn", counted)
+    monkeypatch.setattr(Guard, "_spawn", counted)
     monkeypatch.setattr("arrea_nb.workers._guard.sys.executable", "/bin/false")
     batch = leader.execute(["sleep 0.5; echo done"] * 3)
     assert [result.stdout for result in batch.results(timeout=LONG)] == ["done\n"] * 3
     assert len(started) < 20
     assert "the guard could not be started (/bin/false died 5 times as soon as it began)" in caplog.text
+
+
+def test_a_guard_that_cannot_be_started_keeps_no_job_from_running(monkeypatch, caplog, leader, tmp_path):
+    monkeypatch.setattr("arrea_nb.workers._guard.sys.executable", str(tmp_path / "python"))
+    assert leader.execute(["echo done"]).results(timeout=LONG)[0].stdout == "done\n"
+    assert "a crash now would leave processes" in caplog.text

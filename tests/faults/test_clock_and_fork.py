@@ -128,13 +128,13 @@ batch.wait(60)
 def test_no_lock_that_was_held_at_the_fork_is_waited_for_in_the_child(alone):
     """C20: another thread is in the Leader, one prints; the child lets go of all it inherited."""
     told, stderr = alone("""
-import faulthandler, gc, warnings
+import faulthandler, gc, queue, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 go = threading.Event()
 batch = arrea_nb.execute([lambda: print("printed") or go.wait(60)])
 leader = arrea_nb._leader.Leader.instance()
 subscription = leader.subscribe()
-watch = leader.watch(batch)
+watch = leader.watch(batch, queue.SimpleQueue())
 waiting = batch.as_completed()
 while not batch[0].stdout:
     pass
