@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from arrea_nb._commands import Kind
-from arrea_nb._records import Attempt, Host, JobRecord, OutputView, ShellResult
+from arrea_nb._records import Attempt, Host, JobRecord, ShellResult
 from arrea_nb.events import JobState
 
 if TYPE_CHECKING:
@@ -231,11 +231,6 @@ class Job:
             return ""
         text = output.tail(max(65536, 200 * lines)).decode("utf-8", "replace")
         return "".join(text.splitlines(keepends=True)[-lines:])
-
-    @property
-    def output_view(self) -> OutputView | None:
-        """What the last attempt printed, as a view reads it; None before it printed."""
-        return self._record.output
 
     @property
     def retry_in(self) -> float | None:

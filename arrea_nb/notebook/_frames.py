@@ -52,9 +52,9 @@ _STREAMS = {"stdout": 0, "stderr": 1}
 Message = dict[str, Any]
 Row = list[Any]
 Piece = list[Any]  # stream, text
-Told = tuple[int, int, float | None, float | None, Message]  # state, attempt, start, took, more
+Told = tuple[int, int, float | None, float | None, Message | None]  # state, attempt, start, took, more
 
-_UNTOLD: Told = (0, 0, None, None, {})
+_UNTOLD: Told = (0, 0, None, None, None)
 
 
 class Frames:
@@ -66,7 +66,8 @@ class Frames:
 
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
-        self._jobs = batch.jobs
+        # The records and not the Jobs: of a large batch thousands of rows are made a second.
+        self._jobs = batch._record.jobs  # noqa: SLF001
         self._usage = Usage()
         self.due = math.inf
         self._number = 0
@@ -168,8 +169,7 @@ class Frames:
 
     def _row(self, index: int, clock: float) -> tuple[Row, Told]:
         """What is told of a job, and the part of it that says whether it must be told again."""
-        # The record and not the Job: of a large batch thousands of rows are made a second.
-        job = self._jobs[index]._record  # noqa: SLF001
+        job = self._jobs[index]
         state = job.state
         running = state is JobState.RUNNING
         (self._running.add if running and job.pid is not None else self._running.discard)(index)
@@ -206,7 +206,8 @@ class Frames:
         # As its worker put it: a user's __str__ is asked once, and not on this thread.
         if job.told and job.told != state.value and (state.ended or state is JobState.WAITING):
             more["error"] = job.told
-        told = (row[1], job.attempt, row[3], None if running else row[4], more)
+        # Without a dictionary in it the garbage collector need not look at it again: a batch has thousands.
+        told = (row[1], job.attempt, row[3], None if running else row[4], more or None)
         if state is JobState.WAITING and job.due is not None:
             more = {**more, "due": max(0.0, job.due - clock)}
         if more:
@@ -223,7 +224,7 @@ class Frames:
         while self._printing and room > 0:
             index, _ = self._printing.popitem(last=False)
             job = self._jobs[index]
-            view = job.output_view
+            view = job.output
             if view is None:
                 continue
             if job.attempt != self._sent.get(index, _UNTOLD)[1]:

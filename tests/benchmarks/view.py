@@ -21,7 +21,7 @@ from typing import Any
 SIZES = (100, 1_000, 10_000)
 STEADY = 8.0  # seconds that the watched batch takes
 WORK = 4.0  # seconds of processor that the compared batches take
-ROUNDS = 3
+ROUNDS = 5
 HARNESS = Path(__file__).parents[1] / "browser" / "conftest.py"
 
 SETUP = f"""%load_ext arrea_nb

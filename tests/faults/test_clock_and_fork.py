@@ -141,7 +141,7 @@ while not batch[0].stdout:
 inside, out = threading.Event(), threading.Event()
 
 def hold():
-    with leader._lock, leader._section, batch[0].output_view._lock:
+    with leader._lock, leader._section, batch[0]._record.output._lock:
         inside.set()
         out.wait(60)
 

@@ -63,11 +63,15 @@ export class Timeline {
   /** Draws what is known, if it is open and was not just drawn. */
   draw(now, must = false) {
     if (this.body.hidden) return;
+    if (must || now - this.drawnAt >= this.pause) this.drawPicture(now);
     // The picture may be a little older; the clock in the head and this one are one.
     say(this.until, clock(this.view.elapsed(now)));
-    if (!must && now - this.drawnAt < this.pause) return;
+  }
+
+  drawPicture(now) {
     const width = this.canvas.clientWidth;
     if (!width) return;
+    const colours = this.view.colours();
     this.drawnAt = now;
     const { jobs } = this.view.state;
     const attempts = jobs.flatMap((job) => job.attempts().map((attempt) => [...attempt, job]));
@@ -77,14 +81,14 @@ export class Timeline {
       Math.max(0.1, this.view.elapsed(now)),
     );
     this.lane = Math.min(LANE, MOST_HEIGHT / Math.max(1, this.count));
-    this.paint(width, Math.max(this.lane, Math.ceil(this.lane * this.count)));
+    this.paint(width, Math.max(this.lane, Math.ceil(this.lane * this.count)), colours);
     say(this.from, clock(0));
     const number = `${counted(attempts.length)} attempts on ${counted(this.count)} lanes`;
     attribute(this.canvas, "aria-label", `timeline: ${number}`);
     this.pause = Math.max(REDRAW, SHARE * (performance.now() - now));
   }
 
-  paint(width, height) {
+  paint(width, height, colours) {
     const ratio = window.devicePixelRatio || 1;
     const { canvas } = this;
     canvas.style.height = `${height}px`;
@@ -92,7 +96,6 @@ export class Timeline {
     canvas.height = Math.round(height * ratio);
     const context = canvas.getContext("2d");
     context.scale(ratio, ratio);
-    const colours = this.view.colours();
     const scale = width / this.end;
     const bad = new Set(["failed", "timed_out"]);
     // What failed comes last and is never too small to be seen.

@@ -182,7 +182,6 @@ class View {
     if (this.chosen !== null) this.changed.add(this.chosen);
     this.chosen = index;
     this.changed.add(index);
-    this.panel.show(this.state.jobs[index]);
     this.soon();
   }
 
@@ -246,14 +245,16 @@ class View {
     this.lost = lost;
     this.root.classList.toggle("arrea-lost", lost);
     this.chooseForReader();
-    this.drawHead(now);
-    this.drawNotice();
+    // First what asks for sizes, and last what needs its own text laid out: so the page is laid out once.
+    this.timeline.draw(now, this.state.batch.state !== "running");
     if (this.state.version !== this.sortedVersion && now - this.sortedAt > RESORT)
       this.order(now, { keep: true });
     this.rows.layout(this.all, this.changed);
     if (!lost) this.rows.tick(now);
     this.rows.node.classList.toggle("arrea-none", !this.rows.total);
     say(this.rows.empty, this.rows.total || !this.state.jobs.length ? "" : "no such job");
+    this.drawHead(now);
+    this.drawNotice();
     const printed = this.all || this.changed.has(this.chosen);
     this.all = false;
     // A row whose command was acknowledged is drawn once more, to forget "cancelling…".
@@ -261,7 +262,6 @@ class View {
     const job = this.chosen === null ? null : this.state.jobs[this.chosen];
     if (job !== this.panel.job) this.panel.show(job);
     else if (printed) this.panel.draw();
-    this.timeline.draw(now, this.state.batch.state !== "running");
   }
 
   drawHead(now) {
