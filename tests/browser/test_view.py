@@ -275,6 +275,26 @@ def test_a_narrow_output_area_and_large_type_hide_nothing_that_counts(lab):
         expect(lab.view(1).get_by_role("button", name="Cancel all")).to_be_visible()
 
 
+def test_the_head_takes_no_more_room_when_its_counts_grow(lab, tmp_path):
+    go = tmp_path / "go"
+    fails = f"until [ -e {go} ]; do sleep 0.02; done; exit 3"
+    lab.start(f"%%arrea -t 0 --retries 1 --retry-delay 1h --name build\n{fails}\n{fails}\nsleep 61\nsleep 62")
+    heights = """view => {
+        const found = {};
+        for (let width = 580; width < 1100; width += 10) {
+            view.style.width = `${width}px`;
+            found[width] = view.querySelector('.arrea-head').offsetHeight;
+        }
+        view.style.width = '';
+        return found;
+    }"""
+    expect(lab.view(1).locator(".arrea-counts")).to_have_text("0 of 4 · 4 running")
+    before = lab.view(1).evaluate(heights)
+    go.touch()
+    expect(lab.view(1).locator(".arrea-counts")).to_have_text("0 of 4 · 2 running · 2 waiting")
+    assert lab.view(1).evaluate(heights) == before
+
+
 def test_a_bar_of_unknown_length_moves_unless_less_motion_is_wanted(lab):
     lab.start("%%arrea -t 0\nsleep 61")
     fill = lab.job(1, 0).locator(".arrea-unknown .arrea-fill")
