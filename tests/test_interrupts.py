@@ -161,6 +161,8 @@ def stopped(kernel, request, *, view=True):
     }
     views = {content["transient"]["display_id"] for content in shown if VIEW in content["data"]}
     assert views == left
+    if not view:  # an `execute` that was interrupted has told its batch to stop, and nobody waited for that
+        kernel.run(f"assert all(one.wait({PATIENCE}) for one in leader.batches())")
     found = usable(kernel)
     assert found["running"] == []
     return found, "".join(summaries)

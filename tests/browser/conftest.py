@@ -27,6 +27,7 @@ from urllib.parse import quote, urlsplit
 
 import nbformat
 import pytest
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).parents[2]
@@ -311,10 +312,21 @@ class Lab:
         self.page.goto(f"{self.server.url}/{where}/{quote(self.path)}?{query}")
         self._wait_until_open(timeout)
         if with_kernel:
-            self.wait_kernel("idle", timeout=timeout)
+            self._wait_until_connected(timeout)
             self._wait_until_answered()
         else:
             self._choose_no_kernel()
+
+    def _wait_until_connected(self, timeout):
+        """Waits for the kernel. A page whose first question was lost asks no more: it connects anew."""
+        for _ in range(2):
+            try:
+                return self.wait_kernel("idle", timeout=timeout / 3)
+            except PlaywrightTimeoutError:
+                self.page.evaluate(
+                    f"() => {{ {_PANEL} return panel.sessionContext.session?.kernel?.reconnect(); }}"
+                )
+        return self.wait_kernel("idle", timeout=timeout / 3)
 
     def _wait_until_answered(self):
         """Asks the kernel until it answers: what a front end sends in its first moment can be lost."""
