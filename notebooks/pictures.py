@@ -85,7 +85,7 @@ def theme(lab, name):
 
 
 def nightly(lab, take):
-    """Light and dark."""
+    """Light, dark and narrow."""
     wait_counts(lab, "^1[2-9] of")
     lab.job(1, 3).click()
     lab.page.mouse.move(0, 0)
@@ -93,6 +93,10 @@ def nightly(lab, take):
     theme(lab, "Dark")
     take("dark")
     theme(lab, "Light")
+    lab.page.set_viewport_size({"width": 560, "height": 1000})
+    lab.page.wait_for_function("document.querySelector('.arrea').clientWidth < 560")
+    lab.page.wait_for_timeout(500)
+    take("narrow")
 
 
 def flooded(lab, take):
