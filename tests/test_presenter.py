@@ -374,17 +374,9 @@ def test_a_page_that_is_loaded_after_the_end_still_gets_the_picture(leader, pres
     wait_idle()
 
 
-@pytest.mark.parametrize(("takes", "interval"), [(0.0, _live.FRAME_INTERVAL), (0.02, 0.5)])
-def test_frames_that_take_long_to_build_are_fewer(leader, sent, monkeypatch, takes, interval):
-    picture = Frames.picture
-
-    def slow(frames, now):
-        until = time.thread_time() + takes
-        while time.thread_time() < until:
-            pass
-        return picture(frames, now)
-
-    monkeypatch.setattr(Frames, "picture", slow)
+@pytest.mark.parametrize(("share", "interval"), [(1e9, _live.FRAME_INTERVAL), (1e-9, 0.5)])
+def test_frames_that_take_more_than_their_share_are_fewer(leader, sent, monkeypatch, share, interval):
+    monkeypatch.setattr(_live, "_SHARE", share)
     view = LiveView(leader.execute(["sleep 60"]), {}, lambda: None)
     say(view, kind="hello")
     view.step(100.0, set)

@@ -230,9 +230,9 @@ class View {
     // Frames that come one after the other move the clocks as they are drawn.
     const now = performance.now();
     if (running && !document.hidden && now - this.drawnAt >= TICK) {
+      this.timeline.draw(now);
       if (!lost) this.rows.tick(now);
       this.drawTime(now);
-      this.timeline.draw(now);
     }
   }
 
