@@ -178,7 +178,7 @@ MUTATIONS = [
     Mutation(
         "C17",
         "the guard does not look for processes that carry the kernel's id",
-        "workers/_guard.py",
+        "workers/_guard_script.py",
         "    _sweep(kernel_id)\n    _remove(spool_directory)\n",
         "    _remove(spool_directory)\n",
         "faults/test_kernel_end.py::test_nothing_of_a_kernel_is_left_two_seconds_after_its_end[kill]",

@@ -15,7 +15,7 @@ import arrea_nb
 from arrea_nb.errors import BatchFailed, JobCancelled, JobCrashed, UnknownBatchError
 from arrea_nb.events import BatchRemoved
 from arrea_nb.workers import _threads
-from arrea_nb.workers._guard import processes_with
+from arrea_nb.workers._guard_script import processes_with
 
 LONG = 60.0
 

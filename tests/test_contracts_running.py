@@ -16,7 +16,7 @@ import arrea_nb
 from arrea_nb.errors import BatchFailed, CommandFailed, JobCancelled, JobCrashed, JobTimeout
 from arrea_nb.events import BatchEnded, JobEnded, JobOutput, JobRetrying, JobStarted
 from arrea_nb.workers import _shell
-from arrea_nb.workers._guard import processes_with
+from arrea_nb.workers._guard_script import processes_with
 
 LONG = 60.0
 # Above what any wait in a test takes, and yet far below LONG: who waits for it to end has hung.

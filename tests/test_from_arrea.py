@@ -13,7 +13,7 @@ import pytest
 import arrea_nb
 from arrea_nb.errors import AllWorkersFailedError, BatchFailed, CommandFailed, TooManyCommandsError
 from arrea_nb.events import BatchEnded, BatchRemoved, CustomEvent, JobEnded, JobOutput, JobStarted
-from arrea_nb.workers._guard import processes_with
+from arrea_nb.workers._guard_script import processes_with
 
 LONG = 30.0
 

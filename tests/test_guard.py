@@ -1,5 +1,6 @@
 """The process that outlives the kernel by a moment (C14, C17), and forked children, which leave it alone."""
 
+import ast
 import os
 import select
 import signal
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from arrea_nb.workers import _guard
-from arrea_nb.workers._guard import Guard, processes_with
+from arrea_nb.workers import _guard_script
+from arrea_nb.workers._guard import Guard
+from arrea_nb.workers._guard_script import processes_with
 from arrea_nb.workers._output import Spool
 
 PATIENCE = 15.0
@@ -196,7 +198,7 @@ def test_a_kernel_that_ended_before_the_guard_looked_is_noticed(kernel_id, start
     job = start(ARREA_KERNEL_ID=kernel_id)
     reading, writing = os.pipe()
     orphan = subprocess.Popen(
-        [sys.executable, "-I", "-S", _guard.__file__, kernel_id, "/nonexistent", "1", str(reading)],
+        [sys.executable, "-I", "-S", _guard_script.__file__, kernel_id, "/nonexistent", "1", str(reading)],
         pass_fds=[reading],
     )
     os.close(reading)
@@ -228,6 +230,15 @@ def test_signals_to_the_guard_do_not_end_it_not_even_while_it_starts(guard, star
         os.kill(guard._pid, number)
     guard.close()
     assert job.wait(PATIENCE) == -signal.SIGKILL
+
+
+def test_the_guard_begins_without_our_package_and_without_what_takes_long_to_import():
+    tree = ast.parse(Path(_guard_script.__file__).read_text())
+    imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imports |= {one.name for one in node.names}
+    assert imports == {"__future__", "contextlib", "os", "select", "signal", "sys", "time"}
 
 
 def test_the_guard_stands_apart_from_the_kernel(guard, monkeypatch):
@@ -345,8 +356,8 @@ def test_more_than_a_pipe_holds_arrives_in_full(guard, start):
 
 def test_a_group_whose_id_was_given_to_others_is_left_alone(start, kernel_id):
     ours, others = start(), start()
-    groups = _guard._Groups()
-    groups._started = {ours.pid: _guard._start_time(ours.pid), others.pid: b"1"}
+    groups = _guard_script._Groups()
+    groups._started = {ours.pid: _guard_script._start_time(ours.pid), others.pid: b"1"}
     groups.kill(kernel_id)
     assert ours.wait(PATIENCE) == -signal.SIGKILL
     assert others.poll() is None
@@ -354,7 +365,7 @@ def test_a_group_whose_id_was_given_to_others_is_left_alone(start, kernel_id):
 
 def test_a_group_whose_leader_had_ended_when_it_was_told_is_known_by_its_members(start, kernel_id):
     ours, others = start(ARREA_KERNEL_ID=kernel_id), start()
-    groups = _guard._Groups()
+    groups = _guard_script._Groups()
     groups._started = {ours.pid: None, others.pid: None}
     groups.kill(kernel_id)
     assert ours.wait(PATIENCE) == -signal.SIGKILL

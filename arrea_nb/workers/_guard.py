@@ -1,13 +1,12 @@
-r"""The process that outlives the kernel by a moment, to stop what its shell jobs left running.
+r"""The kernel's side of the process that outlives it by a moment, to stop what its shell jobs left running.
 
-    kernel: Guard ──"+123\n" "-123\n"──▶ pipe ──▶ guard: this file, run as a script
+    kernel: Guard ──"+123\n" "-123\n"──▶ pipe ──▶ guard: `_guard_script.py`
                                                    waits for the end of the pipe, or of the kernel;
                                                    kills, removes the spool, exits
 
-Guarantees: it holds nothing of the kernel's but the pipe's reading end, whose other end nobody inherits; a
-signal to the kernel's group or terminal does not reach it. It never kills a group whose id was taken by
-others meanwhile. A guard that dies is replaced, and the new one is told of every group. Talking to it never
-blocks. Imports nothing but the standard library, as the script is run with `-I -S`.
+Guarantees: the guard holds nothing of the kernel's but the pipe's reading end, whose other end nobody
+inherits; a signal to the kernel's group or terminal does not reach it. A guard that dies is replaced, and the
+new one is told of every group. Talking to it never blocks.
 """
 
 from __future__ import annotations
@@ -19,17 +18,9 @@ import signal
 import sys
 import time
 
-# The variable in the environment of every shell job that says which kernel it belongs to.
-KERNEL_ID = "ARREA_KERNEL_ID"
+from arrea_nb.workers import _guard_script
+from arrea_nb.workers._guard_script import IGNORED, KERNEL_ID, PAUSE, readable
 
-# By name: Windows, where no guard is ever started, has not all of them.
-_IGNORED = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT") if hasattr(signal, name)
-]
-# How long the guard goes on killing what keeps coming back, in seconds.
-_SWEEP_LIMIT = 10.0
-# Between two looks at the processes, in seconds: what was killed takes a moment to go.
-_SWEEP_PAUSE = 0.02
 # How long `close` waits for the sweep, in seconds.
 _CLOSE_LIMIT = 3.0
 # So many guards in a row, each dead within so many seconds, and no further is started for the jobs that run.
@@ -140,7 +131,7 @@ class Guard:
         if self._pid < 0:
             return True
         if self._pidfd >= 0:
-            return _readable(self._pidfd)
+            return readable(self._pidfd)
         try:
             return os.waitpid(self._pid, os.WNOHANG)[0] != 0
         except ChildProcessError:
@@ -190,10 +181,10 @@ class Guard:
         environment = {name: value for name, value in os.environ.items() if name != KERNEL_ID}
         arguments = (self._kernel_id, self._spool_directory, str(os.getpid()), str(reading))
         # A child inherits what its parent's thread blocks: so it is safe before the script can ignore them.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", os.path.abspath(__file__), *arguments],
+                [sys.executable, "-I", "-S", os.path.abspath(_guard_script.__file__), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -237,31 +228,6 @@ class Guard:
         self._unsent.clear()
 
 
-def processes_with(variables: dict[str, str]) -> list[int]:
-    """The processes that carry all these variables in their environment; none where there is no /proc."""
-    wanted = [b"\0%s=%s\0" % (os.fsencode(name), os.fsencode(value)) for name, value in variables.items()]
-    try:
-        entries = os.listdir("/proc")
-    except OSError:
-        return []
-    found = []
-    for entry in entries:
-        if entry.isdigit():
-            environment = _environment(entry)
-            if environment and all(item in environment for item in wanted):
-                found.append(int(entry))
-    return found
-
-
-def _environment(pid: int | str) -> bytes | None:
-    """The environment with a zero byte around each item; None if it cannot be read."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb", buffering=0) as file:
-            return b"\0" + (file.read() or b"")
-    except OSError:
-        return None
-
-
 def _wait(pid: int, pidfd: int, timeout: float) -> bool:
     """Waits for a child to end and reaps it. Returns whether it has."""
     deadline = time.monotonic() + timeout
@@ -275,9 +241,9 @@ def _wait(pid: int, pidfd: int, timeout: float) -> bool:
         if left <= 0:
             return False
         if pidfd >= 0:
-            _readable(pidfd, left)
+            readable(pidfd, left)
         else:
-            time.sleep(_SWEEP_PAUSE)
+            time.sleep(PAUSE)
 
 
 def _kill(pid: int) -> None:
@@ -286,12 +252,6 @@ def _kill(pid: int) -> None:
         if os.waitpid(pid, os.WNOHANG)[0] == 0:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-
-
-def _readable(descriptor: int, timeout: float = 0.0) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(timeout * 1000))
 
 
 def _hung_up(descriptor: int) -> bool:
@@ -305,130 +265,3 @@ def _close(*descriptors: int) -> None:
         if descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
-
-
-# From here on: the script.
-
-
-def _main(kernel_id: str, spool_directory: str, kernel: int, pipe: int) -> None:
-    for number in _IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    groups = _Groups()
-    _await_end(pipe, kernel, groups)
-    groups.kill(kernel_id)
-    _sweep(kernel_id)
-    _remove(spool_directory)
-
-
-def _await_end(pipe: int, kernel: int, groups: _Groups) -> None:
-    """Listens until the pipe ends, or the kernel does."""
-    os.set_blocking(pipe, False)
-    poll = select.poll()
-    poll.register(pipe, select.POLLIN)
-    if hasattr(os, "pidfd_open"):
-        # A forked child of the kernel may hold the pipe open after it.
-        try:
-            poll.register(os.pidfd_open(kernel), select.POLLIN)
-        except ProcessLookupError:
-            kernel = -1
-        except OSError:
-            pass  # forbidden here: the pipe alone has to do
-    alive = os.getppid() == kernel  # if not, the kernel ended before we looked, and its id may be another's
-    while True:
-        ready = poll.poll() if alive else []
-        if any(descriptor != pipe for descriptor, _ in ready):
-            alive = False
-        if not groups.listen(pipe) or not alive:
-            return
-
-
-class _Groups:
-    """The groups that the kernel told of, each with the time at which its leader started."""
-
-    def __init__(self) -> None:
-        self._started: dict[int, bytes | None] = {}
-        self._unread = b""
-
-    def listen(self, pipe: int) -> bool:
-        """Reads all that is there. Returns whether more may come."""
-        while True:
-            try:
-                data = os.read(pipe, 65536)
-            except BlockingIOError:
-                return True
-            if not data:
-                return False
-            *lines, self._unread = (self._unread + data).split(b"\n")
-            for line in lines:
-                group = int(line[1:])
-                if line[:1] == b"+":
-                    self._started[group] = _start_time(group)
-                else:
-                    self._started.pop(group, None)
-
-    def kill(self, kernel_id: str) -> None:
-        for group, started in self._started.items():
-            if self._is_ours(group, started, kernel_id):
-                with contextlib.suppress(OSError):
-                    os.killpg(group, signal.SIGKILL)
-
-    def _is_ours(self, group: int, started: bytes | None, kernel_id: str) -> bool:
-        """Whether the group is still the one that was told of. Its id can have been given to others since."""
-        now = _start_time(group)
-        if now is not None and started is not None:
-            return now == started
-        if now is None and started is not None:
-            return True  # the leader has ended; while a member lives its id is nobody else's
-        if not sys.platform.startswith("linux"):
-            return True
-        # The leader had ended before we heard of it: ask the members.
-        wanted = b"\0%s=%s\0" % (KERNEL_ID.encode(), os.fsencode(kernel_id))
-        return any(wanted in (_environment(pid) or wanted) for pid in _members(group))
-
-
-def _members(group: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            with contextlib.suppress(OSError):
-                if os.getpgid(int(entry)) == group:
-                    found.append(int(entry))
-    return found
-
-
-def _start_time(pid: int) -> bytes | None:
-    try:
-        with open(f"/proc/{pid}/stat", "rb", buffering=0) as file:
-            # The name, in parentheses, may contain anything; the start time is the 20th field after it.
-            return file.read().rpartition(b")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _sweep(kernel_id: str) -> None:
-    """Kills whoever carries the kernel's id, until twice in a row there is nobody."""
-    deadline = time.monotonic() + _SWEEP_LIMIT
-    clear = 0
-    while clear < 2 and time.monotonic() < deadline:
-        found = [pid for pid in processes_with({KERNEL_ID: kernel_id}) if pid != os.getpid()]
-        for pid in found:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-        clear = 0 if found else clear + 1
-        if clear < 2:
-            time.sleep(_SWEEP_PAUSE)
-
-
-def _remove(directory: str) -> None:
-    """Removes the spool, which is flat; without shutil, whose imports would double our start-up."""
-    if os.path.islink(directory):
-        return
-    with contextlib.suppress(OSError):
-        for name in os.listdir(directory):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(directory, name))
-        os.rmdir(directory)
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -25,7 +25,7 @@ from arrea_nb._commands import NOT_EXECUTABLE, NOT_FOUND, ShellCommand
 from arrea_nb._progress import ProgressReader
 from arrea_nb._records import Desk, JobRecord, Outcome
 from arrea_nb.errors import CommandFailed, JobCrashed
-from arrea_nb.workers._guard import processes_with
+from arrea_nb.workers._guard_script import processes_with
 
 _log = logging.getLogger("arrea_nb")
 
