@@ -4,6 +4,7 @@ import asyncio
 import os
 import select
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 import arrea_nb
 from arrea_nb.errors import BatchFailed, CommandFailed, JobCancelled, JobCrashed, JobTimeout
 from arrea_nb.events import BatchEnded, JobEnded, JobOutput, JobRetrying, JobStarted
-from arrea_nb.workers import _shell
+from arrea_nb.workers import _process, _shell
 from arrea_nb.workers._guard_script import processes_with
 
 LONG = 60.0
@@ -546,7 +547,7 @@ def test_c8_cancelling_one_batch_touches_no_other(tmp_path):
 
 def test_c8_the_stop_button_does_not_hit_a_process_before_it_has_a_session_of_its_own(monkeypatch):
     """SIGINT goes to the kernel's process group, and for a moment a new child belongs to it."""
-    spawn = _shell.subprocess.Popen
+    spawn = subprocess.Popen
     hit = []
 
     def interrupted(*args, **options):
@@ -555,7 +556,7 @@ def test_c8_the_stop_button_does_not_hit_a_process_before_it_has_a_session_of_it
         hit.append(True)
         return spawn(*args, **options, preexec_fn=lambda: signal.raise_signal(signal.SIGKILL))
 
-    monkeypatch.setattr(_shell.subprocess, "Popen", interrupted)
+    monkeypatch.setattr(_process.subprocess, "Popen", interrupted)
     job = arrea_nb.execute(["echo hello"])[0]
     assert job.result(timeout=LONG).stdout == "hello\n"
     assert len(job.attempts) == 1
@@ -829,9 +830,8 @@ def test_hostile_jobs_end_in_the_right_state_and_leave_nothing(case):
 
 def test_c21_a_bug_after_the_spawn_leaves_no_process(monkeypatch, tmp_path):
     """The process of a job whose worker hits a bug is killed and reaped, and the job says JobCrashed."""
-    from arrea_nb.workers import _shell
 
-    def buggy(self, pidfd, guard):
+    def buggy(self, process, guard):
         raise ZeroDivisionError("a bug of ours")
 
     monkeypatch.setattr(_shell._ShellRun, "_pump", buggy)

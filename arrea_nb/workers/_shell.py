@@ -1,10 +1,9 @@
-"""One shell job: spawn, pump, deadline, stop, reap.
+"""One shell job: its process, what it prints, its deadline, its stop, its outcome.
 
-Guarantees: the process has a session of its own, stdin at /dev/null, both outputs in pipes. The worker's
-thread waits in one poll for output, the end of the process and orders to stop; nothing polls at an interval
-and there is no further thread. The job ends when its process exits, whoever still holds its pipes, in this
-order: the pidfd is ready, `waitid(WNOWAIT)`, kill the rest of the group while the zombie still holds its
-id, read what is readable, unregister from the guard, `wait4`, set `popen.returncode`.
+Guarantees: the worker's thread waits in one poll for output, the end of the process and orders to stop;
+nothing polls at an interval and there is no further thread. The job ends when its process exits, whoever still
+holds its pipes, in this order: the pidfd is ready, kill the rest of the group, read what is readable and no
+more, unregister from the guard, reap (why in this order, `_process.py` says).
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ from arrea_nb._commands import NOT_EXECUTABLE, NOT_FOUND, ShellCommand
 from arrea_nb._progress import ProgressReader
 from arrea_nb._records import Desk, JobRecord, Outcome
 from arrea_nb.errors import CommandFailed, JobCrashed
-from arrea_nb.workers._guard_script import processes_with
+from arrea_nb.workers._process import Process
 
 _log = logging.getLogger("arrea_nb")
 
@@ -37,9 +35,6 @@ _CHUNK = 65536
 # What a pipe can hold: after the end no more than this is read, so that a process in another session that
 # writes for ever cannot keep the job from ending.
 _PIPE_HOLDS = 1 << 20
-_LOWEST_PRIORITY = 19
-# A flag of a process in /proc, set from its fork to its exec. Popen returns after either that or its end.
-_PF_FORKNOEXEC = 0x40
 _REMEDIES = {
     errno.EMFILE: "the kernel may open no more (ulimit -n); raise that, or run fewer at once (workers=)",
     errno.ENFILE: "the whole machine has no file left to open; run fewer at once (workers=)",
@@ -76,57 +71,46 @@ class _ShellRun:
         self._stopped_at: float | None = None
         self._killed = False
         self._ends_at: float | None = None  # the end of grace
-        self._pid = 0
-        self._popen: subprocess.Popen[bytes] | None = None
-        self._ids = {
-            "ARREA_KERNEL_ID": desk.kernel_id,
-            "ARREA_BATCH_ID": job.batch.id,
-            "ARREA_JOB_INDEX": str(job.index),
-        }
 
     def run(self) -> Outcome:
         """Spawns the process and sees it to its end."""
         import resource  # not on Windows, where nothing gets here
 
         own_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        pidfd = -1
+        process = None
         guard = None
         try:
             try:
-                popen = self._begin()
-                pidfd = self._pidfd_of(popen)
+                process = self._begin()
             except (OSError, ValueError, MemoryError) as error:
                 return self._could_not_start(error)
             guard = self._desk.guard()
             self._see_to(guard)
-            guard.add(popen.pid)
-            self._desk.started(self._job, popen.pid)
-            if pidfd >= 0:
-                self._pump(pidfd, guard)
-            try:
-                status = os.waitid(os.P_PID, popen.pid, os.WEXITED | os.WNOWAIT)
-            except ChildProcessError:
+            guard.add(process.pid)
+            self._desk.started(self._job, process.pid)
+            if process.pidfd >= 0:
+                self._pump(process, guard)
+            status = process.exit_status()
+            if status is None:
                 self._drain()
-                guard.remove(popen.pid)
-                self._pid = popen.returncode = 0
+                guard.remove(process.pid)
                 return Outcome(
                     None, JobCrashed("its exit status is lost: something else waited for its process")
                 )
-            left_behind = self._kill_the_rest()
+            left_behind = process.kill_the_rest()
             self._drain()
-            guard.remove(popen.pid)
-            usage = os.wait4(popen.pid, 0)[2]
-            self._pid = popen.returncode = 0  # so that Popen does not wait for it as well
-            return self._outcome(status, usage, own_peak, left_behind=left_behind)
+            guard.remove(process.pid)
+            return self._outcome(status, process.reap(), own_peak, left_behind=left_behind)
         finally:
-            if self._pid:
-                self._give_up(guard)
-            for fd in (*self._streams, *self._others, pidfd):
-                if fd >= 0:
-                    os.close(fd)
+            if process is not None:
+                if not process.reaped:
+                    _give_up(process, guard)
+                process.close()
+            for fd in (*self._streams, *self._others):
+                os.close(fd)
             self._output.close()
 
-    def _begin(self) -> subprocess.Popen[bytes]:
+    def _begin(self) -> Process:
         """Makes the descriptors and spawns the process."""
         ends: list[int] = []
         try:
@@ -136,52 +120,25 @@ class _ShellRun:
                 self._streams[reading] = stream
                 self._poll.register(reading, select.POLLIN)
                 ends.append(end)
-            popen = self._popen = self._spawn(*ends)
-            if _was_killed_unborn(popen):
-                popen = self._popen = self._spawn(*ends)
+            return self._spawn(ends[0], ends[1])
         finally:
             for end in ends:
                 os.close(end)
-        self._pid = popen.pid
-        return popen
 
-    def _pidfd_of(self, popen: subprocess.Popen[bytes]) -> int:
-        """The descriptor that tells of its end; -1 if it is gone. Without one the process is ended again."""
-        try:
-            return os.pidfd_open(popen.pid)
-        except ProcessLookupError:
-            return -1  # it has ended, and something else waited for it
-        except BaseException:
-            self._give_up(None)
-            raise
-
-    def _give_up(self, guard: Any) -> None:
-        """After a fault on the way: nothing is left running, and the guard forgets the group."""
-        with contextlib.suppress(OSError):
-            os.killpg(self._pid, signal.SIGKILL)
-        if guard is not None:
-            guard.remove(self._pid)
-        with contextlib.suppress(ChildProcessError):
-            os.wait4(self._pid, 0)
-        assert self._popen is not None  # noqa: S101 - for the type checker
-        self._pid = self._popen.returncode = 0
-
-    def _spawn(self, out_end: int, err_end: int) -> subprocess.Popen[bytes]:
-        job = self._job
-        command = job.command
+    def _spawn(self, out_end: int, err_end: int) -> Process:
+        batch = self._job.batch
+        command = self._job.command
         assert isinstance(command, ShellCommand)  # noqa: S101 - for the type checker
-        argv = [job.batch.shell, "-c", command.line] if command.line is not None else list(command.argv)
-        env = dict(job.batch.env)
-        for name, value in self._ids.items():
-            env[name.encode()] = value.encode()
-        return subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=out_end,
-            stderr=err_end,
-            cwd=job.batch.cwd,
-            env=env,
-            start_new_session=True,
+        return Process(
+            [batch.shell, "-c", command.line] if command.line is not None else command.argv,
+            (out_end, err_end),
+            cwd=batch.cwd,
+            env=batch.env,
+            marks={
+                "ARREA_KERNEL_ID": self._desk.kernel_id,
+                "ARREA_BATCH_ID": batch.id,
+                "ARREA_JOB_INDEX": str(self._job.index),
+            },
         )
 
     def _could_not_start(self, error: Exception) -> Outcome:
@@ -196,24 +153,24 @@ class _ShellRun:
         outcome.exit_code = code
         return outcome
 
-    def _pump(self, pidfd: int, guard: Any) -> None:
+    def _pump(self, process: Process, guard: Any) -> None:
         """Reads output until the process has exited and, when it is being stopped, its helpers too."""
         job = self._job
         timeout = job.batch.timeout
         deadline = None if timeout is None else (job.clock or 0.0) + timeout
         guard_fd = guard.pidfd
-        for fd in (pidfd, self._wake):
+        for fd in (process.pidfd, self._wake):
             self._poll.register(fd, select.POLLIN)
         if guard_fd >= 0:
             self._poll.register(guard_fd, select.POLLIN)
         while not self._exited or self._others:
             if job.stop is not None:
-                self._stop()
+                self._stop(process)
             until = deadline if job.stop is None else self._ends_at
             for fd, _ in self._poll.poll(_milliseconds(until)):
                 if fd in self._streams:
                     self._read(fd)
-                elif fd == pidfd:
+                elif fd == process.pidfd:
                     self._exited = True
                     self._poll.unregister(fd)
                 elif fd == self._wake:
@@ -268,7 +225,7 @@ class _ShellRun:
 
     # Stopping
 
-    def _stop(self) -> None:
+    def _stop(self, process: Process) -> None:
         """SIGTERM at the first call; SIGKILL once the grace is over."""
         if self._killed:
             return
@@ -276,58 +233,22 @@ class _ShellRun:
         if self._stopped_at is None:
             self._stopped_at = now
             if self._job.grace > 0:
-                self._signal(signal.SIGTERM, watch=True)
+                # The grace is the others' as well: the job ends when they have, or when it is over.
+                for fd in process.signal(signal.SIGTERM, watch=True):
+                    self._others.add(fd)
+                    self._poll.register(fd, select.POLLIN)
         self._ends_at = self._stopped_at + self._job.grace
         if now >= self._ends_at:
             self._killed = True
             self._ends_at = None
-            self._signal(signal.SIGKILL, watch=False)
+            process.signal(signal.SIGKILL)
             for fd in list(self._others):
                 self._forget(fd)
-
-    def _signal(self, number: signal.Signals, *, watch: bool) -> None:
-        """To the group, and to whoever carries the job's ids in its environment."""
-        for pid in processes_with(self._ids):
-            if watch and pid != self._pid:
-                self._watch(pid)
-            try:
-                if os.getpgid(pid) != self._pid:
-                    os.kill(pid, number)
-            except (ProcessLookupError, PermissionError):  # pragma: no cover - it ended in between
-                continue
-        try:
-            os.killpg(self._pid, number)
-        except (ProcessLookupError, PermissionError):  # pragma: no cover - it runs as another user now
-            return
-
-    def _watch(self, pid: int) -> None:
-        """The grace is theirs as well: the job ends when they have, or when it is over."""
-        try:
-            fd = os.pidfd_open(pid)
-        except OSError:
-            return
-        self._others.add(fd)
-        self._poll.register(fd, select.POLLIN)
 
     def _forget(self, fd: int) -> None:
         self._others.discard(fd)
         self._poll.unregister(fd)
         os.close(fd)
-
-    def _kill_the_rest(self) -> bool:
-        """Kills what is left of the group. Returns whether there was anything."""
-        try:
-            # The zombie is a member of its group and hides whether there are others. It can be told apart
-            # by its priority: give it the lowest, and ask for the highest in the group.
-            os.setpriority(os.PRIO_PROCESS, self._pid, _LOWEST_PRIORITY)
-            left = os.getpriority(os.PRIO_PGRP, self._pid) < _LOWEST_PRIORITY
-        except OSError:  # pragma: no cover - it ran as another user
-            left = False
-        try:
-            os.killpg(self._pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):  # pragma: no cover - macOS says so of a lone zombie
-            return left
-        return left
 
     # The end
 
@@ -364,22 +285,13 @@ class _ShellRun:
         return "".join(text.splitlines(keepends=True)[-lines:])
 
 
-def _was_killed_unborn(popen: subprocess.Popen[bytes]) -> bool:
-    """Whether it died before it became its program; reaps it then.
-
-    The stop button's SIGINT goes to the kernel's process group, to which a child belongs until `setsid`.
-    """
-    try:
-        with open(f"/proc/{popen.pid}/stat", "rb", buffering=0) as file:
-            # The name, in parentheses, may contain anything; the flags are the 7th field after it.
-            flags = int(file.read().rpartition(b")")[2].split()[6])
-    except OSError:  # pragma: no cover - there is no /proc on macOS
-        return False
-    if not flags & _PF_FORKNOEXEC:
-        return False
-    os.waitpid(popen.pid, 0)
-    popen.returncode = 0
-    return True
+def _give_up(process: Process, guard: Any) -> None:
+    """After a fault on the way: nothing is left running, and the guard forgets the group."""
+    process.kill()
+    if guard is not None:
+        guard.remove(process.pid)
+    with contextlib.suppress(ChildProcessError):
+        process.reap()
 
 
 def _milliseconds(until: float | None) -> int | None:

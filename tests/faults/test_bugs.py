@@ -10,8 +10,9 @@ import pytest
 import arrea_nb
 from arrea_nb._ledger import Ledger
 from arrea_nb.errors import JobCrashed
-from arrea_nb.workers import _shell
+from arrea_nb.workers import _process
 from arrea_nb.workers._guard import Guard
+from arrea_nb.workers._guard_script import processes_with
 
 LONG = 60.0
 
@@ -121,7 +122,7 @@ def test_a_bug_around_a_process_leaves_none(monkeypatch, leader, name):
     batch = leader.execute(["sleep 300", "exit 3"], workers=1, timeout=0.5)
     assert batch.wait(timeout=LONG)
     assert [str(job.state) for job in batch].count("failed") >= 1
-    assert _shell.processes_with({"ARREA_BATCH_ID": batch.id}) == []
+    assert processes_with({"ARREA_BATCH_ID": batch.id}) == []
 
 
 def test_a_process_that_cannot_be_watched_is_ended_and_reaped(monkeypatch, leader):
@@ -131,12 +132,12 @@ def test_a_process_that_cannot_be_watched_is_ended_and_reaped(monkeypatch, leade
         raise OSError(24, "Too many open files")
 
     with monkeypatch.context() as broken:
-        broken.setattr(_shell.os, "pidfd_open", none)
+        broken.setattr(_process.os, "pidfd_open", none)
         batch = leader.execute(["sleep 300"])
         assert batch.wait(timeout=LONG)
     assert str(batch[0].error).startswith("could not start: Too many open files (exit 126); the kernel may")
     # What the shell started was killed with it, and is gone as soon as it gets to run.
-    while _shell.processes_with({"ARREA_BATCH_ID": batch.id}):
+    while processes_with({"ARREA_BATCH_ID": batch.id}):
         time.sleep(0.01)
     _adds_up(leader)
 
