@@ -143,6 +143,43 @@ def test_c5_a_process_whose_exit_status_went_to_somebody_else_has_crashed(tmp_pa
     assert (batch[0].stdout, batch[0].attempt) == ("done\n", 2)
 
 
+def test_c5_a_job_that_is_cancelled_before_its_process_is_spawned_gets_none(monkeypatch, tmp_path):
+    """It has been handed to a worker, which made what it needs for it: there is nothing to stop yet."""
+    with arrea_nb.Leader() as leader:
+        new_output, handed = leader.new_output, SimpleQueue()
+
+        def cancelled_meanwhile():
+            handed.get(timeout=LONG).cancel()
+            return new_output()
+
+        monkeypatch.setattr(leader, "new_output", cancelled_meanwhile)
+        batch = leader.execute([f"touch {tmp_path}/began"])
+        handed.put(batch)
+        assert batch.wait(timeout=LONG)
+        with leader.subscribe(batch=batch) as events:
+            heard = [type(event) for event in events]
+        job = batch[0]
+        assert (job.state, job.pid, job.attempts) == ("cancelled", None, [])
+        assert JobStarted not in heard
+        assert JobEnded in heard
+        assert leader.get_state().stats["started"] == 0
+    assert not (tmp_path / "began").exists()
+
+
+def test_c5_a_working_directory_that_is_gone_is_named(tmp_path):
+    place = tmp_path / "gone"
+    place.mkdir()
+    batch = arrea_nb.execute([f"rmdir {place}", "true", ["/bin/true"]], workers=1, cwd=place)
+    assert batch.wait(timeout=LONG)
+    assert [job.state for job in batch] == ["succeeded", "failed", "failed"]
+    for job in batch.jobs[1:]:
+        assert str(job.error) == (
+            f"could not start: its working directory {place} is gone (exit 127); "
+            "make it again, or pass another cwd="
+        )
+        assert (job.exit_code, job.pid, job.attempts) == (127, None, [])
+
+
 # C6
 
 

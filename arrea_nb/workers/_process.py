@@ -1,9 +1,10 @@
 """One process in a session of its own: spawned, watched, signalled, what it left behind ended, reaped.
 
-Guarantees: it is reaped by its pid, once and never by Popen, so that the pid is nobody else's before its group
-is dealt with: learn of its end (pidfd, `waitid(WNOWAIT)`), kill the rest of the group while the zombie still
-holds its id, `wait4`, set `popen.returncode`. Who left for another session is reached through the marks,
-variables that the process and its descendants carry in their environment. Only `exit_status` and `reap` wait.
+Guarantees: it is reaped by its pid, once and never by Popen, so that the pid is nobody else's before its
+group is dealt with: learn of its end (pidfd, `waitid(WNOWAIT)`), kill the rest of the group while the
+zombie still holds its id, `wait4`, set `popen.returncode`. Who left for another session is reached through
+the marks, variables that the process and its descendants carry in their environment. Only `exit_status` and
+`reap` wait.
 """
 
 from __future__ import annotations

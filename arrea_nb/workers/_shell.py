@@ -1,9 +1,10 @@
 """One shell job: its process, what it prints, its deadline, its stop, its outcome.
 
 Guarantees: the worker's thread waits in one poll for output, the end of the process and orders to stop;
-nothing polls at an interval and there is no further thread. The job ends when its process exits, whoever still
-holds its pipes, in this order: the pidfd is ready, kill the rest of the group, read what is readable and no
-more, unregister from the guard, reap (why in this order, `_process.py` says).
+nothing polls at an interval and there is no further thread. A job that is cancelled before its process is
+spawned gets none. The job ends when its process exits, whoever still holds its pipes, in this order: the
+pidfd is ready, kill the rest of the group, read what is readable and no more, unregister from the guard,
+reap (why in this order, `_process.py` says).
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ class _ShellRun:
                 process = self._begin()
             except (OSError, ValueError, MemoryError) as error:
                 return self._could_not_start(error)
+            if process is None:
+                return _not_begun()
             guard = self._desk.guard()
             self._see_to(guard)
             guard.add(process.pid)
@@ -110,8 +113,8 @@ class _ShellRun:
                 os.close(fd)
             self._output.close()
 
-    def _begin(self) -> Process:
-        """Makes the descriptors and spawns the process."""
+    def _begin(self) -> Process | None:
+        """Makes the descriptors and spawns the process; None if the job was cancelled meanwhile."""
         ends: list[int] = []
         try:
             self._wake = self._worker.wake_fd()
@@ -120,6 +123,8 @@ class _ShellRun:
                 self._streams[reading] = stream
                 self._poll.register(reading, select.POLLIN)
                 ends.append(end)
+            if self._job.stop is not None:
+                return None
             return self._spawn(ends[0], ends[1])
         finally:
             for end in ends:
@@ -146,6 +151,10 @@ class _ShellRun:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
         advice = f"; {_REMEDIES[number]}" if number in _REMEDIES else ""
+        where = self._job.batch.cwd
+        if where is not None and isinstance(error, FileNotFoundError) and error.filename == where:
+            reason = f"its working directory {where} is gone"
+            advice = "; make it again, or pass another cwd="
         failure = CommandFailed(f"could not start: {reason} (exit {code}){advice}", code)
         failure.__cause__ = error
         outcome = Outcome(None, failure)
@@ -283,6 +292,13 @@ class _ShellRun:
         stderr = "".join(text for stream, text in segments if stream == "stderr")
         text = stderr if stderr.strip() else "".join(text for _, text in segments)
         return "".join(text.splitlines(keepends=True)[-lines:])
+
+
+def _not_begun() -> Outcome:
+    """It was cancelled before there was a process."""
+    outcome = Outcome(None, JobCrashed("stopped"))  # the ledger puts the right error in its place
+    outcome.could_not_start = True
+    return outcome
 
 
 def _give_up(process: Process, guard: Any) -> None:
