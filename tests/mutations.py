@@ -65,6 +65,15 @@ MUTATIONS = [
         "test_contracts_running.py::test_c5_what_was_left_in_the_background_is_stopped_and_noted",
     ),
     Mutation(
+        "C5",
+        "after the end a pipe is read for as long as somebody writes",
+        "workers/_shell.py",
+        "            while left > 0 and fd in",
+        "            while fd in",
+        "test_contracts_running.py"
+        "::test_c5_who_holds_the_pipe_and_writes_for_ever_does_not_keep_a_job_from_ending",
+    ),
+    Mutation(
         "C6",
         "no SIGKILL after the grace",
         "workers/_shell.py",

@@ -180,6 +180,25 @@ def test_c5_a_working_directory_that_is_gone_is_named(tmp_path):
         assert (job.exit_code, job.pid, job.attempts) == (127, None, [])
 
 
+def test_c5_who_holds_the_pipe_and_writes_for_ever_does_not_keep_a_job_from_ending(monkeypatch):
+    """It is in another session, and faster than we read: after the end no more is read than a pipe holds."""
+    read = _shell._ShellRun._read
+    after_the_end = 0
+
+    def read_and_wait_for_more(self, fd):
+        nonlocal after_the_end
+        count = read(self, fd)
+        if self._exited:
+            after_the_end += count
+            select.select([fd], [], [], LONG)
+        return count
+
+    monkeypatch.setattr(_shell._ShellRun, "_read", read_and_wait_for_more)
+    batch = arrea_nb.execute(["setsid yes & sleep 0.2"])
+    assert batch[0].result(timeout=LONG).stdout.startswith("y\ny\n")
+    assert 0 < after_the_end <= _shell._PIPE_HOLDS + _shell._CHUNK
+
+
 # C6
 
 
