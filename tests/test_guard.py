@@ -430,6 +430,69 @@ def test_an_unclosed_guard_is_collected_without_a_warning(kernel_id, spool):
     os.waitpid(pid, 0)
 
 
+@pytest.mark.parametrize("pidfd", [True, False])
+def test_an_abandoned_guard_does_its_work_and_leaves_no_zombie_and_no_descriptor(
+    guard, spool, start, monkeypatch, pidfd
+):
+    if not pidfd:
+        monkeypatch.delattr(os, "pidfd_open")
+    before = len(os.listdir("/proc/self/fd"))
+    guard.ensure()
+    os.kill(guard._pid, signal.SIGKILL)
+    until(lambda: guard.ensure() or guard._deaths == 1)
+    job = start()
+    guard.add(job.pid)
+    Path(spool.new_path()).write_bytes(b"output")
+    pid = guard._pid
+    os.kill(pid, signal.SIGSTOP)  # whoever waited for it now would wait for ever
+    guard.abandon()
+    guard.abandon()
+    assert guard.pidfd == -1
+    os.kill(pid, signal.SIGCONT)
+    assert job.wait(PATIENCE) == -signal.SIGKILL
+    until(lambda: not os.path.exists(f"/proc/{pid}"))
+    until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    assert not Path(spool.directory).exists()
+
+
+def test_a_guard_that_is_in_use_is_not_abandoned(guard, start):
+    """A finaliser runs where it likes, also in the thread that holds the lock."""
+    guard.ensure()
+    job = start()
+    guard.add(job.pid)
+    with guard._lock:
+        guard.abandon()
+    assert not _guard_script.readable(guard.pidfd)
+    assert job.poll() is None
+
+
+def test_a_guard_is_abandoned_also_when_no_thread_can_be_started(guard, monkeypatch):
+    def none(function, arguments):
+        raise RuntimeError("can't start new thread")
+
+    before = len(os.listdir("/proc/self/fd"))
+    guard.ensure()
+    pid = guard._pid
+    monkeypatch.setattr("arrea_nb.workers._guard._thread.start_new_thread", none)
+    guard.abandon()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_guards_that_die_leave_few_descriptors(guard, monkeypatch):
+    monkeypatch.setattr("arrea_nb.workers._guard._MOST_OLD", 2)
+    monkeypatch.setattr("arrea_nb.workers._guard._SHORT_LIFE", 0.0)
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(6):
+        guard.ensure()
+        os.kill(guard._pid, signal.SIGKILL)
+        wait_for_end(guard._pid)
+    guard.ensure()
+    assert len(os.listdir("/proc/self/fd")) == before + 2 + 2  # the pipe's end and the pidfd
+    guard.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_without_pidfd_the_pipe_alone_serves(guard, start, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open")
     guard.ensure()

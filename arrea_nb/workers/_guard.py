@@ -11,6 +11,7 @@ new one is told of every group. Talking to it never blocks.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
 import select
@@ -26,6 +27,8 @@ _CLOSE_LIMIT = 3.0
 # So many guards in a row, each dead within so many seconds, and no further is started for the jobs that run.
 _MOST_DEATHS = 5
 _SHORT_LIFE = 1.0
+# So many guards later every worker has heard of a guard's death.
+_MOST_OLD = 16
 # More that could not be told, in bytes, means that the guard is stuck.
 _MOST_UNSENT = 1 << 20
 
@@ -54,7 +57,8 @@ class Guard:
         self._unsent = bytearray()
         self._born = 0.0  # when the one that runs was started
         self._deaths = 0  # how many in a row died as soon as they began
-        # Of guards that died. A worker may be polling them, so their numbers must not be used again.
+        # Of guards that died. A worker may be polling them until it hears of that: their numbers must not be
+        # used again so soon.
         self._old_pidfds: list[int] = []
 
     @property
@@ -101,17 +105,36 @@ class Guard:
             if self._pid >= 0 and self._dead():
                 with contextlib.suppress(OSError):
                     self._replace()
-            pid, pidfd, old = self._pid, self._pidfd, self._old_pidfds
-            self._flush()
-            self._close_pipe()
-            self._pid = self._pidfd = -1
-            self._old_pidfds = []
-            self._groups.clear()
+            pid, pidfd, old = self._let_go()
         try:
             if pid >= 0 and not _wait(pid, pidfd, _CLOSE_LIMIT):
                 _kill(pid)
         finally:
             _close(pidfd, *old)
+
+    def abandon(self) -> None:
+        """The same for a finaliser: it waits for nothing, and whoever uses the guard just now keeps it.
+
+        A guard that has died already is not replaced: what it would have stopped and removed stays.
+        """
+        if os.getpid() != self._creator:
+            self.forget()
+            return
+        # The finaliser may have come in the middle of another call, in the thread that holds the lock.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            pid, pidfd, old = self._let_go()
+        finally:
+            self._lock.release()
+        _close(*old)
+        if pid < 0:
+            return
+        try:
+            # Not a Thread: its start waits for the thread to run.
+            _thread.start_new_thread(_reap, (pid, pidfd))
+        except (RuntimeError, MemoryError):
+            _close(pidfd)  # it stays a zombie until the kernel's end
 
     def forget(self) -> None:
         """In a forked child: closes what was inherited, and leaves the guard to the parent."""
@@ -126,6 +149,16 @@ class Guard:
         self._pid = self._pidfd = -1
         self._old_pidfds = []
         self._groups = set()
+
+    def _let_go(self) -> tuple[int, int, list[int]]:
+        """Ends the pipe, for which the guard waits. Returns its pid and pidfd, and those of dead ones."""
+        left = self._pid, self._pidfd, self._old_pidfds
+        self._flush()
+        self._close_pipe()
+        self._pid = self._pidfd = -1
+        self._old_pidfds = []
+        self._groups.clear()
+        return left
 
     def _dead(self) -> bool:
         if self._pid < 0:
@@ -173,6 +206,8 @@ class Guard:
         self._close_pipe()
         if self._pidfd >= 0:
             self._old_pidfds.append(self._pidfd)
+            if len(self._old_pidfds) > _MOST_OLD:
+                _close(self._old_pidfds.pop(0))
         self._pid = self._pidfd = -1
 
     def _spawn(self, reading: int) -> int:
@@ -244,6 +279,16 @@ def _wait(pid: int, pidfd: int, timeout: float) -> bool:
             readable(pidfd, left)
         else:
             time.sleep(PAUSE)
+
+
+def _reap(pid: int, pidfd: int) -> None:
+    """Waits for a child to end, however long that takes, and reaps it."""
+    with contextlib.suppress(OSError):
+        if pidfd >= 0:
+            os.waitid(os.P_PIDFD, pidfd, os.WEXITED)
+        else:
+            os.waitpid(pid, 0)
+    _close(pidfd)
 
 
 def _kill(pid: int) -> None:
