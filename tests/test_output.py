@@ -1,7 +1,9 @@
 """What an attempt printed: exact, bounded in memory, and never lost in silence (C11, C12, C14)."""
 
+import contextlib
 import errno
 import gc
+import itertools
 import os
 import random
 import stat
@@ -16,6 +18,7 @@ import pytest
 from arrea_nb.workers import _output
 from arrea_nb.workers._output import Output, Spool
 
+LONG = 60.0
 MARK = b"\n[arrea: output past 1 KiB was dropped]\n"
 
 
@@ -121,7 +124,7 @@ def test_streams_that_change_with_every_byte_cost_a_bounded_amount_of_memory(mak
     for _ in range(100_000):
         output.write(0, b"o")
         output.write(1, b"e")
-    assert len(output._runs) <= _output._MOST_RUNS
+    assert len(output._picture().runs) <= _output._MOST_RUNS
     assert output.read(0) == b"o" * 100_000
     assert output.read(1) == b"e" * 100_000
     texts, end, skipped = output.since(0, 100)
@@ -419,6 +422,200 @@ def test_many_threads_may_read_while_one_writes(make):
         reader.join()
     assert not wrong
     assert output.read(0) == b"o" * 74_000
+
+
+def in_thread(run):
+    """Runs it in a thread of its own, and fails when that hangs. Returns what it returned."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run()), daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert not thread.is_alive(), "it waits for itself"
+    assert results
+    return results[0]
+
+
+def interrupted_at_each_step(prepare, write, then):
+    """Calls `then` in the middle of `write`, at each step of it in turn, as a finaliser would be.
+
+    `prepare` makes an output anew for each step. Yields what `then` returned, and the output afterwards.
+    """
+    for step in itertools.count():
+        output = prepare()
+        left = step
+        result = None
+
+        def trace(frame, event, arg):
+            nonlocal left, result
+            if not frame.f_code.co_filename.endswith(("_output.py", "_spool.py")):
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                if left == 0:
+                    result = [then(output)]  # noqa: B023 - called in this round
+                left -= 1
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            write(output)
+        finally:
+            sys.settrace(before)
+        if result is None:
+            return
+        yield result[0], output
+
+
+def seen(output):
+    """All that can be read, in four ways that must agree."""
+    texts, end, left_out = output.since(0, 1 << 20)
+    start = output.head(1 << 20)[0]
+    return output.read(), output.read(0), output.read(1), output.tail(1 << 20), texts, start, end + left_out
+
+
+SCENES = {
+    "another word": (1000, 8, [(0, b"a"), (1, b"b")], (1, b"c")),
+    "another stream": (1000, 8, [(0, b"a"), (1, b"b")], (0, b"c")),
+    "the first that is filed": (64, 8, [(0, b"a" * 40), (1, b"b" * 20)], (0, b"c" * 30)),
+    "more that is filed": (64, 8, [(0, b"a" * 100), (1, b"b" * 50)], (0, b"c" * 300)),
+    "runs that are filed": (64, 4, [(0, b"a"), (1, b"b"), (0, b"c"), (1, b"d")], (0, b"e" * 70)),
+    "what is dropped": (1000, 8, [(0, b"a" * 1000)], (1, b"b" * 50)),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_finaliser_that_reads_in_the_middle_of_a_write_sees_it_whole_or_not_at_all(
+    make, monkeypatch, scene
+):
+    limit, most_runs, before, last = SCENES[scene]
+    monkeypatch.setattr(_output, "_MOST_RUNS", most_runs)
+
+    def prepare():
+        output = make(memory_limit=limit, max_bytes=1024)
+        for word in before:
+            output.write(*word)
+        return output
+
+    output = prepare()
+    either = [seen(output)]
+    output.write(*last)
+    either.append(seen(output))
+
+    def check():
+        steps = 0
+        for now, output in interrupted_at_each_step(prepare, lambda output: output.write(*last), seen):
+            assert now in either
+            assert seen(output) == either[1]
+            steps += 1
+        return steps
+
+    assert in_thread(check) > 50
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_a_finaliser_that_writes_in_the_middle_of_a_write_comes_after_it(make, monkeypatch, scene):
+    limit, most_runs, before, last = SCENES[scene]
+    monkeypatch.setattr(_output, "_MOST_RUNS", most_runs)
+
+    def prepare():
+        output = make(memory_limit=limit, max_bytes=2048)
+        for word in before:
+            output.write(*word)
+        return output
+
+    def interrupt(output):
+        output.write(1, b"first\n")
+        output.write(0, b"second\n")
+
+    def outcomes(order):
+        output = prepare()
+        for each in order:
+            each(output)
+        return seen(output)
+
+    def write(output):
+        output.write(*last)
+
+    # Before it, when the write had not begun.
+    either = [outcomes([write, interrupt]), outcomes([interrupt, write])]
+
+    def check():
+        steps = interrupted_at_each_step(prepare, write, interrupt)
+        return [either.index(seen(output)) for _, output in steps]
+
+    found = in_thread(check)
+    assert found == sorted(found, reverse=True)
+    assert found.count(0) > 50
+
+
+def test_an_exception_in_the_middle_of_a_write_leaves_it_out_whole(make, monkeypatch):
+    """A signal handler may raise at any point, in the main thread."""
+    monkeypatch.setattr(_output, "_MOST_RUNS", 4)
+    before = [(0, b"a" * 60), (1, b"b"), (0, b"c"), (1, b"d")]
+
+    def prepare():
+        output = make(memory_limit=64)
+        for word in before:
+            output.write(*word)
+        return output
+
+    either = []
+    for written in ([], [(0, b"e" * 70)]):
+        output = prepare()
+        for word in [*written, (1, b"after")]:
+            output.write(*word)
+        either.append(seen(output))
+    steps = 0
+    for step in range(10**6):
+        output = prepare()
+        left = [step]
+
+        def trace(frame, event, arg):
+            # Where the next state is made. Around a lock or a descriptor Python has gaps of its own.
+            made = frame.f_code.co_name in {"_accept", "_spill", "_spill_runs"}
+            frame.f_trace_opcodes = True
+            if made and event == "opcode":
+                left[0] -= 1  # noqa: B023 - called in this round
+                if left[0] == -1:  # noqa: B023
+                    raise KeyboardInterrupt
+            return trace
+
+        known = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                output.write(0, b"e" * 70)
+        finally:
+            sys.settrace(known)
+        output.write(1, b"after")
+        assert seen(output) in either
+        if left[0] >= 0:
+            break
+        steps += 1
+    assert steps > 50
+
+
+def test_what_two_threads_write_at_the_same_time_is_all_there(make):
+    output = make(memory_limit=1000)
+    words = [b"%d %d\n" % (number, count) for number in range(4) for count in range(2000)]
+
+    def write(number):
+        for count in range(2000):
+            output.write(number % 2, b"%d %d\n" % (number, count))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = output.read().splitlines(keepends=True)
+    assert sorted(lines) == sorted(words)
+    for number in range(4):
+        own = [
+            line for line in output.read(number % 2).splitlines(keepends=True) if line[:1] == b"%d" % number
+        ]
+        assert own == words[number * 2000 : (number + 1) * 2000]
 
 
 def test_repr_shows_the_size_and_never_the_contents(make):
