@@ -11,13 +11,13 @@ from __future__ import annotations
 import functools
 import math
 import os
-import reprlib
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal
 
+from arrea_nb._foreign import as_float, plain_number, short_repr
 from arrea_nb.errors import ArreaError, CommandFailed, InvalidCommandError, TooManyCommandsError
 
 Kind = Literal["shell", "python"]
@@ -70,17 +70,6 @@ class BadCommand:
 
 
 Command = ShellCommand | PythonCall | BadCommand
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 40
-
-
-def short_repr(value: object) -> str:
-    """A repr of bounded length that never raises."""
-    try:
-        return _short.repr(value)
-    except Exception:  # noqa: BLE001 - a user's __repr__ may raise anything
-        return f"<{type(value).__name__}>"
 
 
 def name_of(function: object) -> str:
@@ -222,23 +211,26 @@ class _Programs:
 
 def checked_count(name: str, value: object, *, least: int = 1) -> int:
     """A whole number of at least `least`, or TypeError/ValueError naming the option."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    count = plain_number(value)
+    if not isinstance(count, int):
         raise TypeError(f"{name}: expected a whole number of at least {least}, got {short_repr(value)}")
-    if value < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {value}")
-    return value
+    if count < least:
+        raise ValueError(f"{name}: expected a whole number of at least {least}, got {count}")
+    return count
 
 
 def checked_seconds(name: str, value: object) -> float | None:
     """Seconds, or None for no limit (None, 0), or TypeError/ValueError naming the option."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        hint = "; as a number: 600, not '10m'" if isinstance(value, str) else ""
+    seconds = plain_number(value)
+    if seconds is None:
+        hint = "; as a number: 600, not '10m'" if issubclass(type(value), str) else ""
         raise TypeError(f"{name}: expected seconds, or None for no limit, got {short_repr(value)}{hint}")
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"{name}: expected seconds of at least 0 (0: no limit), got {value}")
-    return None if value == 0 or math.isinf(value) else float(value)
+    if math.isnan(as_float(seconds)) or seconds < 0:
+        raise ValueError(f"{name}: expected seconds of at least 0 (0: no limit), got {seconds}")
+    seconds = as_float(seconds)
+    return None if seconds == 0 or math.isinf(seconds) else seconds
 
 
 def checked_text(name: str, value: object) -> str | None:

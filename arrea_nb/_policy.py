@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from arrea_nb._foreign import as_float, plain_number, short_repr
+
 _log = logging.getLogger("arrea_nb")
 
 Step = Literal["continue", "stop", "abort", "retry"]
@@ -60,18 +62,21 @@ class Policy:
             raise ValueError(
                 f"policy.on_error: expected one of {', '.join(STEPS)} or a callable, got {self.on_error!r}"
             )
-        if isinstance(self.retries, bool) or not isinstance(self.retries, int):
-            raise TypeError(f"policy.retries: expected a whole number, got {self.retries!r}")
-        if self.retries < 0:
-            raise ValueError(f"policy.retries: expected 0 or more, got {self.retries}")
+        retries = plain_number(self.retries)
+        if not isinstance(retries, int):
+            raise TypeError(f"policy.retries: expected a whole number, got {short_repr(self.retries)}")
+        if retries < 0:
+            raise ValueError(f"policy.retries: expected 0 or more, got {retries}")
+        object.__setattr__(self, "retries", retries)
         for name, least in (("retry_delay", 0.0), ("backoff", 1.0), ("max_delay", 0.0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"policy.{name}: expected a number, got {value!r}")
-            if not math.isfinite(value) or value < least:
+            value = plain_number(getattr(self, name))
+            if value is None:
+                raise TypeError(f"policy.{name}: expected a number, got {short_repr(getattr(self, name))}")
+            if not math.isfinite(as_float(value)) or value < least:
                 raise ValueError(
                     f"policy.{name}: expected a finite number of at least {least:g}, got {value}"
                 )
+            object.__setattr__(self, name, value)
 
     @classmethod
     def of(cls, value: Policy | Mapping[str, Any] | None) -> Policy:
