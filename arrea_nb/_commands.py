@@ -8,16 +8,30 @@ what came.
 
 from __future__ import annotations
 
+import dis
 import functools
+import inspect
 import math
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sized
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import AsyncGeneratorType, CodeType, FunctionType, GeneratorType, MethodType
 from typing import Any, Literal
 
-from arrea_nb._foreign import as_float, plain_number, short_repr
+from arrea_nb._foreign import (
+    REPR_SECONDS,
+    Reprs,
+    as_float,
+    exact,
+    must_pass,
+    plain_number,
+    short_repr,
+    type_attribute,
+    type_name,
+)
 from arrea_nb.errors import ArreaError, CommandFailed, InvalidCommandError, TooManyCommandsError
 
 Kind = Literal["shell", "python"]
@@ -44,18 +58,28 @@ class ShellCommand:
 
 
 class PythonCall:
-    """A callable of no arguments."""
+    """A callable of no arguments.
 
-    __slots__ = ("function",)
+    Args:
+        function: What to call.
+        reprs: Show its arguments, if it is a partial; shared by a batch. None: there is no hurry.
+    """
+
+    __slots__ = ("_name", "_reprs", "function")
     kind: Kind = "python"
 
-    def __init__(self, function: Callable[[], Any]) -> None:
+    def __init__(self, function: Callable[[], Any], reprs: Reprs | None = None) -> None:
         self.function = function
+        self._name: str | None = None
+        self._reprs = reprs
 
     @property
     def name(self) -> str:
-        """How a reader would write the call."""
-        return name_of(self.function)
+        """How a reader would write the call. Made when it is first asked for: it may take its time."""
+        if self._name is None:
+            self._name = name_of(self.function, self._reprs or Reprs())
+            self._reprs = None
+        return self._name
 
 
 class BadCommand:
@@ -72,16 +96,22 @@ class BadCommand:
 Command = ShellCommand | PythonCall | BadCommand
 
 
-def name_of(function: object) -> str:
+def name_of(function: object, reprs: Reprs) -> str:
     """The name of a callable: `fit`, `Model.fit`, `fit(0.1, seed=3)` for a partial."""
-    if isinstance(function, functools.partial):
-        words = [short_repr(argument) for argument in function.args]
-        words += [f"{key}={short_repr(argument)}" for key, argument in function.keywords.items()]
-        return f"{name_of(function.func)}({', '.join(words)})"
-    name = getattr(function, "__qualname__", None)
-    if not isinstance(name, str):
-        return type(function).__name__
-    return name.rpartition("<locals>.")[2]
+    try:
+        if issubclass(type(function), functools.partial):
+            partial: functools.partial[Any] = function  # type: ignore[assignment]
+            words = [reprs.of(argument) for argument in partial.args]
+            words += [f"{key}={reprs.of(argument)}" for key, argument in partial.keywords.items()]
+            return f"{name_of(partial.func, reprs)}({', '.join(words)})"
+        name = getattr(function, "__qualname__", None)
+    except BaseException as raised:
+        if must_pass(raised):
+            raise
+        name = None
+    if not issubclass(type(name), str):
+        return type_name(function)
+    return exact(name).rpartition("<locals>.")[2]
 
 
 def read_commands(
@@ -102,29 +132,31 @@ def read_commands(
         TypeError: If `commands` is a single command, or not iterable.
         TooManyCommandsError: If there are more than `limit`.
     """
-    if isinstance(commands, str | bytes | bytearray):
+    kind = type(commands)
+    if issubclass(kind, str | bytes | bytearray):
         raise TypeError(
-            f"commands: expected several commands, got one {type(commands).__name__}; wrap it in a list: "
+            f"commands: expected several commands, got one {type_name(commands)}; wrap it in a list: "
             f"[{short_repr(commands)}]"
         )
-    if callable(commands) and not isinstance(commands, Iterable):
+    if callable(commands) and not issubclass(kind, Iterable):
         raise TypeError("commands: expected several commands, got one callable; wrap it in a list")
+    if not issubclass(kind, Iterable):
+        raise TypeError(f"commands: expected an iterable or a mapping of commands, got {type_name(commands)}")
     names: list[str] | None = None
-    if isinstance(commands, Mapping):
-        for name in commands:
-            if not isinstance(name, str) or not name.strip():
-                raise TypeError(f"commands: expected names that are not empty, got {short_repr(name)}")
-        names = list(commands)
-        commands = commands.values()
-    if not isinstance(commands, Iterable):
-        raise TypeError(
-            f"commands: expected an iterable or a mapping of commands, got {type(commands).__name__}"
-        )
+    several: Iterable[Any] = commands  # type: ignore[assignment]
+    if issubclass(kind, Mapping):
+        names = []
+        several = commands.items()  # type: ignore[attr-defined]
     written: list[object] = []
-    for command in commands:
-        written.append(command)
+    for one in several:
+        if names is None:
+            written.append(one)
+        else:
+            name, command = one
+            names.append(_name_given(name))
+            written.append(command)
         if len(written) > limit:
-            count = len(commands) if isinstance(commands, Sized) else len(written)
+            count = max(_length(commands), len(written))
             raise TooManyCommandsError(
                 f"{count} commands, but a batch takes {limit}; pass max_commands={count}, "
                 "or set %config Leader.max_commands",
@@ -132,52 +164,167 @@ def read_commands(
                 limit,
             )
     programs = _Programs(cwd, path)
-    return [_read(command, programs) for command in written], names, written
+    reprs = Reprs(REPR_SECONDS)
+    return [_read(command, programs, reprs) for command in written], names, written
 
 
-def _read(command: object, programs: _Programs) -> Command:
-    if isinstance(command, str):
-        return _read_line(command)
-    if callable(command):
-        return PythonCall(command)
-    if isinstance(command, list | tuple):
-        return _read_argv(command, programs)
-    if isinstance(command, bytes | bytearray):
-        return _bad(command, "bytes; decode it to a str")
-    return _bad(command, type(command).__name__)
+def _name_given(name: object) -> str:
+    if issubclass(type(name), str):
+        plain = exact(name)
+        if plain.strip():
+            return plain
+    raise TypeError(f"commands: expected names that are not empty, got {short_repr(name)}")
 
 
-def _bad(command: object, came: str) -> BadCommand:
-    return BadCommand(InvalidCommandError(f"expected {_FORMS}, got {came}"), short_repr(command))
+def _length(commands: object) -> int:
+    """How many there are, if they know."""
+    try:
+        return len(commands)  # type: ignore[arg-type]
+    except BaseException as raised:
+        if must_pass(raised):
+            raise
+        return 0
 
 
-def _read_line(line: str) -> Command:
+def _read(command: object, programs: _Programs, reprs: Reprs) -> Command:
+    kind = type(command)  # and not its __class__, which may be anything, and raise
+    try:
+        if issubclass(kind, str):
+            return _read_line(exact(command), reprs)
+        if callable(command):
+            return _read_call(command, reprs)
+        if issubclass(kind, list | tuple):
+            return _read_argv(command, programs, reprs)  # type: ignore[arg-type]
+    except BaseException as raised:
+        if must_pass(raised):
+            raise
+        return _bad(
+            command, f"a {type_name(command)} that raised {type_name(raised)} when it was read", reprs
+        )
+    if issubclass(kind, bytes | bytearray):
+        return _bad(command, "bytes; decode it to a str", reprs)
+    return _bad(command, type_name(command), reprs)
+
+
+def _bad(command: object, came: str, reprs: Reprs) -> BadCommand:
+    return BadCommand(InvalidCommandError(f"expected {_FORMS}, got {came}"), reprs.of(command))
+
+
+def _read_line(line: str, reprs: Reprs) -> Command:
     if not line.strip():
-        return _bad(line, "an empty line")
+        return _bad(line, "an empty line", reprs)
     if "\0" in line:
-        return _bad(line, "a line with a NUL byte")
+        return _bad(line, "a line with a NUL byte", reprs)
     return ShellCommand(line=line)
 
 
-def _read_argv(argv: list[object] | tuple[object, ...], programs: _Programs) -> Command:
-    if not argv:
-        return _bad(argv, f"an empty {type(argv).__name__}")
+def _read_argv(argv: Iterable[object], programs: _Programs, reprs: Reprs) -> Command:
     words = []
     for word in argv:
-        if not isinstance(word, str | os.PathLike):
-            return _bad(argv, f"an argument of type {type(word).__name__}")
-        plain = os.fspath(word)
-        if not isinstance(plain, str):
-            return _bad(argv, "an argument that is a path of bytes")
+        if not issubclass(type(word), str | os.PathLike):
+            return _bad(argv, f"an argument of type {type_name(word)}", reprs)
+        plain = word if issubclass(type(word), str) else os.fspath(word)  # type: ignore[call-overload]
+        if not issubclass(type(plain), str):
+            return _bad(argv, "an argument that is a path of bytes", reprs)
+        plain = exact(plain)
         if "\0" in plain:
-            return _bad(argv, "an argument with a NUL byte")
+            return _bad(argv, "an argument with a NUL byte", reprs)
         words.append(plain)
+    if not words:
+        return _bad(argv, f"an empty {type_name(argv)}", reprs)
     if not words[0]:
-        return _bad(argv, "an empty program name")
+        return _bad(argv, "an empty program name", reprs)
     problem = programs.problem(words[0])
     if problem is not None:
         return BadCommand(problem, shlex.join(words))
     return ShellCommand(argv=tuple(words))
+
+
+def _read_call(function: Callable[[], Any], reprs: Reprs) -> Command:
+    code, called = _code_of(function)
+    if code is None or not code.co_flags & _RUNS_NOTHING:
+        return PythonCall(function, reprs)
+    name = name_of(function, reprs)
+    if called:
+        call = name if name.endswith(")") else f"{name}()"
+        remedy = f"lambda: list({call})"
+    else:
+        remedy = "lambda: list(f()), where f is that object"
+    what, remedy = _unrun(code, remedy)
+    subject = code.co_qualname.rpartition("<locals>.")[2]
+    message = f"{subject} is {what} function, and calling it would run nothing; write {remedy}"
+    return BadCommand(InvalidCommandError(message), name, "python")
+
+
+_RUNS_NOTHING = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+_MOST_LAYERS = 100  # a partial may hold itself
+_partial_of = vars(functools.partial)["func"].__get__
+
+
+def _code_of(function: object) -> tuple[CodeType | None, bool]:
+    """The code that a call runs in the end, as far as types tell; and whether it is not a `__call__`."""
+    called = True
+    for _ in range(_MOST_LAYERS):
+        if issubclass(type(function), functools.partial):
+            function = _partial_of(function)
+        elif type(function) is MethodType:
+            function = function.__func__
+        elif type(function) is FunctionType:
+            return function.__code__, called
+        elif called:
+            called = False
+            function = type_attribute(function, "__call__")
+        else:
+            break
+    return None, called
+
+
+def _unrun(code: CodeType, remedy: str) -> tuple[str, str]:
+    """What such code makes, and what to write instead; `remedy` for a plain generator."""
+    if code.co_flags & inspect.CO_ASYNC_GENERATOR:
+        return "an async generator", "a coroutine function that goes through it with async for"
+    if code.co_flags & inspect.CO_ITERABLE_COROUTINE:
+        return "a generator-based coroutine", "a coroutine function that awaits it"
+    return "a generator", remedy
+
+
+def unrun(value: object) -> str | None:
+    """What to say of a generator that a callable returned and none of whose code has run; else None."""
+    if type(value) is GeneratorType:
+        begun = inspect.getgeneratorstate(value) != inspect.GEN_CREATED
+        code = value.gi_code
+    elif type(value) is AsyncGeneratorType:
+        begun = _async_generator_has_begun(value)
+        code = value.ag_code
+    else:
+        return None
+    if begun:
+        return None
+    name = code.co_qualname.rpartition("<locals>.")[2]
+    what, remedy = _unrun(code, "a callable that goes through it: lambda: list(...)")
+    return f"it returned {what} ({name}) that has run nothing; write {remedy}"
+
+
+def _async_generator_has_begun(value: AsyncGeneratorType[Any, Any]) -> bool:
+    if sys.version_info >= (3, 12):
+        return inspect.getasyncgenstate(value) != inspect.AGEN_CREATED
+    frame = value.ag_frame  # None: it is at its end
+    return frame is None or frame.f_code.co_code[frame.f_lasti] != dis.opmap["RETURN_GENERATOR"]
+
+
+def awaitable(value: object) -> bool:
+    """Whether it has to be awaited for its code to run.
+
+    It can be awaited, and is no future, which runs by itself and says `done`: that is a value like others.
+    """
+    kind = type(value)
+    if type(kind) is type and kind in _NEVER_AWAITED:
+        return False
+    return type_attribute(value, "__await__") is not None and type_attribute(value, "done") is None
+
+
+# What callables return most often, so that these cost next to nothing.
+_NEVER_AWAITED = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict, set})
 
 
 class _Programs:
@@ -200,6 +347,13 @@ class _Programs:
                 return None
             return CommandFailed(f"{program}: no such program on PATH (exit 127)", NOT_FOUND)
         there = Path(self._cwd or ".", program)
+        try:
+            return self._look_at(there, program)
+        except OSError as error:  # a directory that may not be entered, a name that is too long
+            return CommandFailed(f"{program}: {error.strerror} (exit 126)", NOT_EXECUTABLE)
+
+    @staticmethod
+    def _look_at(there: Path, program: str) -> CommandFailed | None:
         if there.is_file():
             if os.access(there, os.X_OK):
                 return None

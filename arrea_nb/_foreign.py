@@ -19,17 +19,24 @@ REPR_SECONDS = 0.25
 _MOST = 40  # characters of one repr
 _QUICK = frozenset({int, float, complex, bool, str, bytes, type(None)})
 
-_type_name = type.__dict__["__name__"].__get__  # a metaclass may have another `__name__`
+# Of any type, whatever its metaclass has by these names.
+_type_name = type.__dict__["__name__"].__get__
+_type_module = type.__dict__["__module__"].__get__
+_mro = type.__dict__["__mro__"].__get__
+_dict = type.__dict__["__dict__"].__get__
 
 
 def must_pass(raised: BaseException) -> bool:
     """Whether this was not raised by the object that was touched, but in the thread that touched it."""
     if isinstance(raised, KeyboardInterrupt):
         return threading.current_thread() is threading.main_thread()
-    return not isinstance(raised, Exception) and type(raised).__module__.startswith("arrea_nb.")
+    if isinstance(raised, Exception):
+        return False
+    module = _type_module(type(raised))
+    return issubclass(type(module), str) and exact(module).startswith("arrea_nb.")
 
 
-def exact(text: str) -> str:
+def exact(text: Any) -> str:
     """The same text as a plain str, whatever methods its own class has."""
     return str.__str__(text)
 
@@ -54,6 +61,14 @@ def plain_number(value: object) -> int | float | None:
     except BaseException as raised:
         if must_pass(raised):
             raise
+    return None
+
+
+def type_attribute(value: object, name: str) -> Any:
+    """What its type has by this name; None if nothing. Neither it nor its type is asked."""
+    for base in _mro(type(value)):
+        if name in (there := _dict(base)):
+            return there[name]
     return None
 
 
