@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from time import monotonic
+from typing import Any, Protocol, TypeVar
+
+from arrea_nb._foreign import exact, must_pass, short_repr
 
 T = TypeVar("T")
+
+_INTERVAL = 0.1  # seconds between two words of a loop: a view shows no more
 
 
 class Reporter(Protocol):
@@ -45,25 +50,24 @@ def progress(done: float, total: float | None = None, message: str = "") -> None
     reporter = running.get()
     if reporter is None:
         return
-    for name, value in (("done", done), ("total", total)):
-        if value is None and name == "total":
-            continue
-        try:
-            float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            raise TypeError(f"progress: {name}: expected a number, got {value!r}") from None
-    if total is None:
-        reporter.progressed(_clamp(float(done)), float(done), None, str(message))
-    else:
-        reporter.progressed(_fraction(float(done), float(total)), float(done), float(total), str(message))
+    much = _number("progress: done", done)
+    whole = None if total is None else _number("progress: total", total)
+    fraction = _clamp(much) if whole is None else _fraction(much, whole)
+    reporter.progressed(fraction, much, whole, exact(str(message)))
 
 
 def track(iterable: Iterable[T], total: float | None = None) -> Iterator[T]:
     """Yields what `iterable` yields, and tells the progress of the running callable.
 
+    It tells of the beginning, of the first item and of the end, and in between as often as a view can show
+    it; what it told last is never more than what is done, also when the loop is left early.
+
     Args:
         iterable: What to go through.
         total: How many items there are. None: `len(iterable)`, if it has one.
+
+    Raises:
+        TypeError: If `total` is not a number.
 
     Example:
         >>> list(track([1, 2]))
@@ -73,12 +77,40 @@ def track(iterable: Iterable[T], total: float | None = None) -> Iterator[T]:
     if reporter is None:
         yield from iterable
         return
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
-    for done, item in enumerate(iterable):
-        reporter.progressed(_fraction(done, total), done, total, "")
+    size = _length(iterable) if total is None else _number("track: total", total)
+    told = done = 0
+    reporter.progressed(_fraction(0, size), 0, size, "")
+    due = -math.inf
+    for item in iterable:
         yield item
-        reporter.progressed(_fraction(done + 1, total), done + 1, total, "")
+        done += 1
+        # Each item asks for the time, which takes 40 ns. Asked only every so many items, as their speed
+        # allows, it would be too late for the first slow ones after many quick ones (cached, say).
+        now = monotonic()
+        if now >= due:
+            due = now + _INTERVAL
+            told = done
+            reporter.progressed(_fraction(done, size), done, size, "")
+    if told != done:
+        reporter.progressed(_fraction(done, size), done, size, "")
+
+
+def _number(what: str, value: Any) -> float:
+    try:
+        return float(value)
+    except BaseException as raised:
+        if must_pass(raised):
+            raise
+    raise TypeError(f"{what}: expected a number, got {short_repr(value)}")
+
+
+def _length(iterable: Any) -> int | None:
+    try:
+        return len(iterable)
+    except BaseException as raised:
+        if must_pass(raised):
+            raise
+        return None
 
 
 def _clamp(fraction: float) -> float | None:

@@ -14,6 +14,7 @@ import pytest
 import arrea_nb
 from arrea_nb._commands import awaitable, unrun
 from arrea_nb.errors import InvalidCommandError, TooManyCommandsError
+from arrea_nb.events import BatchEnded, JobProgress
 
 LONG = 60.0
 FORMS = (
@@ -415,3 +416,116 @@ def test_bad_commands_share_the_time_for_reprs():
     batch = arrea_nb.execute([int, *[_Slow() for _ in range(200)]], max_commands=1000)
     assert batch.wait(timeout=LONG)
     assert _Slow.asked <= 26
+
+
+# Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """What a loop in `track` takes for the time, in a list."""
+    now = [100.0]
+    monkeypatch.setattr("arrea_nb._progress.monotonic", lambda: now[0])
+    return now
+
+
+def _told(work):
+    """How much was done each time that this callable's job told its progress."""
+    with arrea_nb.subscribe() as events:
+        batch = arrea_nb.execute([work])
+        heard = list(_until_end(events))
+    assert batch.done()
+    return [event.done for event in heard if isinstance(event, JobProgress)]
+
+
+def _until_end(events):
+    while True:
+        event = events.get(timeout=LONG)
+        yield event
+        if isinstance(event, BatchEnded):
+            return
+
+
+def test_a_quick_loop_tells_as_often_as_a_view_shows(clock):
+    def work():
+        for _ in arrea_nb.track(range(1000)):
+            clock[0] += 1 / 1024
+
+    told = _told(work)
+    assert told[:2] == [0, 1]
+    assert told[-1] == 1000
+    assert 8 <= len(told) - 3 <= 10  # in a second, about
+
+
+def test_a_slow_loop_tells_each_item_also_after_quick_ones(clock):
+    def work():
+        for item in arrea_nb.track(range(1005)):
+            clock[0] += 1 / 1024 if item < 1000 else 1
+
+    told = _told(work)
+    assert told[-5:] == [1001, 1002, 1003, 1004, 1005]
+
+
+@pytest.mark.parametrize("leave", ["break", "raise"])
+def test_a_loop_that_is_left_early_has_told_of_nothing_that_is_not_done(clock, leave):
+    def work():
+        for item in arrea_nb.track(range(100)):
+            if item == 40:
+                if leave == "break":
+                    break
+                raise ValueError(item)
+            clock[0] += 0.03
+
+    told = _told(work)
+    assert told == sorted(told)
+    assert 0 < told[-1] <= 40
+
+
+def test_a_loop_over_what_has_no_length_has_no_total():
+    class Endless:
+        def __len__(self):
+            raise _Deadly
+
+        def __iter__(self):
+            return iter("abc")
+
+    def work():
+        return list(arrea_nb.track(Endless())) + list(arrea_nb.track(iter("de")))
+
+    batch = arrea_nb.execute([work])
+    assert batch[0].result(timeout=LONG) == list("abcde")
+
+
+@pytest.mark.parametrize("error", RAISED)
+def test_progress_that_is_no_number_is_a_type_error_whatever_it_raises(error):
+    def fail(self):
+        raise error("touched")
+
+    bad = _hostile(error, __float__=fail)()
+    calls = [
+        (lambda: arrea_nb.progress(bad), "progress: done: expected a number, got <Hostile>"),
+        (lambda: arrea_nb.progress(1, bad), "progress: total: expected a number, got <Hostile>"),
+        (lambda: list(arrea_nb.track([], bad)), "track: total: expected a number, got <Hostile>"),
+        (lambda: arrea_nb.progress(10**400), "progress: done: expected a number, got 1000"),
+    ]
+    batch = arrea_nb.execute([call for call, _ in calls])
+    assert batch.wait(timeout=LONG)
+    for job, (_, message) in zip(batch, calls, strict=True):
+        assert type(job.error) is TypeError
+        assert str(job.error).startswith(message)
+
+
+def test_progress_may_be_numpys():
+    def work():
+        arrea_nb.progress(np.int64(1), np.float32(4), _Shown())
+        return True
+
+    batch = arrea_nb.execute([work])
+    assert batch[0].result(timeout=LONG)
+    assert batch[0].message == "epoch"
+    assert type(batch[0].message) is str
+
+
+class _Shown:
+    def __str__(self):
+        return _Text("epoch")
