@@ -284,6 +284,23 @@ def test_the_same_callback_twice_is_one_subscription():
     arrea_nb.unsubscribe(print)
 
 
+def test_one_callback_for_two_batches_is_two_subscriptions():
+    go = threading.Event()
+    ended = SimpleQueue()
+
+    def hear(event):
+        if isinstance(event, BatchEnded):
+            ended.put(event.batch_id)
+
+    batches = [arrea_nb.execute([lambda: go.wait(LONG)]) for _ in range(2)]
+    subscriptions = [arrea_nb.subscribe(hear, batch=batch) for batch in batches]
+    assert subscriptions[0] is not subscriptions[1]
+    assert arrea_nb.subscribe(hear, batch=batches[1]) is subscriptions[1]
+    assert len(arrea_nb.get_state().subscribers) == 2
+    go.set()
+    assert {ended.get(timeout=LONG) for _ in batches} == {batch.id for batch in batches}
+
+
 def test_after_unsubscribe_a_callback_hears_nothing_more():
     go, inside = threading.Event(), threading.Event()
     calls = []

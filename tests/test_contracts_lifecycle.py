@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import weakref
+from queue import SimpleQueue
 
 import pytest
 
@@ -78,6 +79,16 @@ def test_c18_young_batches_stay():
         assert list(leader.get_state().batches) == [batch.id]
 
 
+def test_c18_a_batch_that_was_young_goes_at_a_later_look():
+    """Nothing happens between the looks: no other batch ends that would plan one."""
+    with arrea_nb.Leader(cleanup_interval=0.01, batch_retention=0.5, keep_batches=0) as leader:
+        events = leader.subscribe()
+        batch = leader.execute([int])
+        assert batch.wait(timeout=LONG)
+        assert _removed(events) == [batch.id]
+        assert leader.get_state().batches == {}
+
+
 def test_c18_a_batch_that_left_keeps_working(tmp_path):
     with arrea_nb.Leader(cleanup_interval=0.01, batch_retention=0.0, keep_batches=0) as leader:
         events = leader.subscribe()
@@ -125,6 +136,30 @@ def test_c19_a_thousand_batches_leave_no_thread_and_no_descriptor():
         stats = leader.get_state().stats
         assert stats["started"] == stats["finished"] + stats["failed"]
         assert stats["started"] == 2 + 2000 + 150
+
+
+def test_c19_a_loop_over_as_completed_that_is_left_early_leaves_nothing():
+    """What a running batch rings at each job's end goes with the loop that listened."""
+    go = threading.Event()
+    batch = arrea_nb.execute([int, lambda: go.wait(LONG)], workers=2)
+
+    def leave_early():
+        for job in batch.as_completed(timeout=LONG):
+            assert job.index == 0
+            break
+
+    leave_early()
+    before = _queues()
+    for _ in range(20):
+        leave_early()
+    assert _queues() < before + 10
+    go.set()
+    assert batch.wait(timeout=LONG)
+
+
+def _queues():
+    gc.collect()
+    return sum(type(one) is SimpleQueue for one in gc.get_objects())
 
 
 def test_c19_an_idle_leader_has_no_worker_and_no_timer():

@@ -1,18 +1,20 @@
 """C11 to C14, C22 and C23: what jobs print, and how far they are."""
 
 import contextvars
+import gc
 import os
 import stat
 import sys
 import threading
 import tracemalloc
+import weakref
 from pathlib import Path
 
 import pytest
 
 import arrea_nb
 from arrea_nb.errors import BatchFailed
-from arrea_nb.events import JobEnded, JobOutput, JobProgress
+from arrea_nb.events import BatchRemoved, JobEnded, JobOutput, JobProgress
 
 LONG = 60.0
 MEGABYTE = 1 << 20
@@ -228,6 +230,52 @@ def test_c13_a_patched_stdout_is_restored_when_the_leader_closes():
     assert sys.stdout is not before
     arrea_nb.Leader.instance().close()
     assert sys.stdout is before
+
+
+def test_c13_a_nested_batch_does_not_finish_its_parents_characters():
+    """Bytes of half a character wait for the rest of it in the attempt that wrote them, and nowhere else."""
+
+    def inside():
+        sys.stdout.buffer.write(b"\xac!")
+
+    def outside():
+        sys.stdout.buffer.write(b"\xe2\x82")
+        nested = _ended(arrea_nb.execute([inside, inside]))
+        sys.stdout.buffer.write(b"\xac")
+        return [job.stdout for job in nested]
+
+    batch = arrea_nb.execute([outside])
+    assert batch[0].result(timeout=LONG) == ["\ufffd!"] * 2
+    assert batch[0].stdout == "€"
+
+
+def test_c13_a_nested_batch_does_not_print_into_its_parent_and_does_not_hold_it():
+    class Large:
+        """What the parent returned."""
+
+    def outside():
+        kept.append(leader.execute([lambda: print("inside"), "echo inside"]))
+        _ended(kept[0])
+        print("outside")
+        return Large()
+
+    kept = []
+    with arrea_nb.Leader(keep_batches=0, batch_retention=0.0, cleanup_interval=0.01) as leader:
+        events = leader.subscribe()
+        batch = leader.execute([outside])
+        large = weakref.ref(batch[0].result(timeout=LONG))
+        assert batch[0].output == "outside\n"
+        assert [job.output for job in kept[0]] == ["inside\n"] * 2
+        removed = 0
+        while removed < 2:
+            removed += isinstance(events.get(timeout=LONG), BatchRemoved)
+        del batch
+        for thread in threading.enumerate():
+            if thread.name.startswith("arrea-worker"):
+                thread.join(LONG)
+        gc.collect()
+        assert large() is None
+        assert len(kept[0]) == 2
 
 
 # C14

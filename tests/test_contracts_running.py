@@ -259,6 +259,17 @@ def test_c6_a_helper_that_cannot_be_watched_is_asked_to_end_all_the_same(monkeyp
     assert _gone(helper)
 
 
+def test_c6_a_later_cancel_does_not_lengthen_the_grace_of_an_earlier_one():
+    """Somebody waits at the stop button, whoever cancels it besides."""
+    with arrea_nb.Leader(grace=LONG / 2) as leader, leader.subscribe() as events:
+        batch = leader.execute(["trap '' TERM; echo up; while :; do sleep 0.05; done"])
+        _until(events, JobOutput)
+        batch.cancel(interrupted=True)
+        batch.cancel()
+        assert batch.wait(timeout=LONG / 4)
+        assert (batch[0].state, batch[0].signal) == ("cancelled", signal.SIGKILL)
+
+
 def test_c6_without_a_grace_it_is_killed_at_once():
     with arrea_nb.Leader(grace=0.0) as leader, leader.subscribe() as events:
         batch = leader.execute([f"trap '' TERM; echo ready; sleep {NEVER}"])

@@ -191,6 +191,51 @@ def test_a_new_attempt_is_told_before_its_output(leader, tmp_path):
     assert batch.wait(LONG)
 
 
+def test_an_attempt_that_begins_while_a_frame_is_made_is_told_before_its_output(leader, monkeypatch):
+    go, end = threading.Event(), threading.Event()
+
+    def work():
+        if batch[0].attempt == 1:
+            print("first")
+            go.wait(LONG)
+            raise ValueError
+        print("second")
+        end.wait(LONG)
+
+    with leader.subscribe() as events:
+
+        def heard(text):
+            while getattr(event := events.get(LONG), "text", "").strip() != text:
+                pass
+            return event
+
+        batch = leader.execute([work], policy={"retries": 1, "retry_delay": 0})
+        heard("first")
+        frames, browser = Frames(batch), Browser()
+        browser.watch(frames)
+        assert (browser.rows[0][2], browser.output) == (1, {(0, 1): "first\n"})
+
+        rows = frames._some_rows
+
+        def slow(room, now):
+            made = rows(room, now)
+            go.set()
+            heard("second")
+            return made
+
+        monkeypatch.setattr(frames, "_some_rows", slow)
+        frames.look([0])
+        message = frames.frame(1.0)
+        browser.take(message)
+        assert (browser.rows[0][2], message["output"]) == (1, [])
+        monkeypatch.setattr(frames, "_some_rows", rows)
+        browser.take(frames.frame(2.0))
+        assert browser.rows[0][2] == 2
+        assert browser.output == {(0, 1): "first\n", (0, 2): "second\n"}
+        end.set()
+        assert batch.wait(LONG)
+
+
 def test_attempts_and_their_output_follow_each_other(leader, tmp_path):
     line = f"test -e {tmp_path}/again && echo second || {{ touch {tmp_path}/again; echo first; exit 1; }}"
     batch = leader.execute([line], policy={"retries": 1, "retry_delay": 0.3})

@@ -495,6 +495,17 @@ def test_a_command_over_several_lines_is_found_at_its_first(shell, body):
     _cells.refuse_unfinished(_cells.shell_blocks(f"true\n\n{body}\n\ntrue"), shell, blocks=True)
 
 
+def test_a_file_that_shells_read_first_is_not_asked_about(tmp_path, monkeypatch):
+    """A mistake in it would look like one of every line, and the shell like one that does not know -n."""
+    profile = tmp_path / "profile"
+    profile.write_text("echo 'unfinished\n")
+    for name in ("BASH_ENV", "ENV"):
+        monkeypatch.setenv(name, str(profile))
+    with pytest.raises(_cells.UsageError, match="line 3: unfinished: for i in 1 2; do"):
+        _cells.refuse_unfinished(_cells.shell_lines("true\nfor i in 1 2; do"), "bash", blocks=False)
+    _cells.refuse_unfinished(_cells.shell_lines("true\ntrue"), "bash", blocks=False)
+
+
 def test_an_unfinished_heredoc_is_not_finished_by_another_block(notebook):
     ran = notebook.run("%%arrea --blocks\ncat <<EOF\na\n\ncat <<EOF\nb\nEOF\n")
     assert ran.shown.startswith("UsageError: lines 2-3: unfinished: cat <<EOF...; with --blocks")
