@@ -256,6 +256,14 @@ MUTATIONS = [
         "        pass\n",
         "test_interrupts.py::test_stop_at_every_moment_of_a_cell[as it is about to wait]",
     ),
+    Mutation(
+        "C18",
+        "the sweep plans no further look",
+        "_engine.py",
+        "        self._sweep_at = None\n        return self._plan_sweep(now)\n",
+        "        self._sweep_at = None\n        return None\n",
+        "test_contracts_lifecycle.py::test_c18_a_batch_that_was_young_goes_at_a_later_look",
+    ),
 ]
 
 
