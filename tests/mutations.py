@@ -264,6 +264,14 @@ MUTATIONS = [
         "        self._sweep_at = None\n        return None\n",
         "test_contracts_lifecycle.py::test_c18_a_batch_that_was_young_goes_at_a_later_look",
     ),
+    Mutation(
+        "C6",
+        "a later grace takes the place of a shorter one",
+        "_ledger.py",
+        "            job.grace = min(grace, job.grace) if job.stop is not None else grace\n",
+        "            job.grace = grace\n",
+        "test_contracts_running.py::test_c6_a_later_cancel_does_not_lengthen_the_grace_of_an_earlier_one",
+    ),
 ]
 
 
