@@ -272,6 +272,14 @@ MUTATIONS = [
         "            job.grace = grace\n",
         "test_contracts_running.py::test_c6_a_later_cancel_does_not_lengthen_the_grace_of_an_earlier_one",
     ),
+    Mutation(
+        "C13",
+        "a nested batch keeps its parent's reporter",
+        "_admission.py",
+        "    batch.context.run(running.set, None)\n",
+        "",
+        "test_contracts_output.py::test_c13_a_nested_batch_does_not_print_into_its_parent_and_does_not_hold_it",
+    ),
 ]
 
 
