@@ -280,6 +280,14 @@ MUTATIONS = [
         "",
         "test_contracts_output.py::test_c13_a_nested_batch_does_not_print_into_its_parent_and_does_not_hold_it",
     ),
+    Mutation(
+        "C16",
+        "one callback for two batches shares one subscription",
+        "_broadcast.py",
+        "                and (any_batch or one.batch_id == batch_id)\n",
+        "",
+        "test_contracts_events.py::test_one_callback_for_two_batches_is_two_subscriptions",
+    ),
 ]
 
 
