@@ -288,6 +288,14 @@ MUTATIONS = [
         "",
         "test_contracts_events.py::test_one_callback_for_two_batches_is_two_subscriptions",
     ),
+    Mutation(
+        "C19",
+        "a loop over as_completed that is left leaves its latch behind",
+        "_batch.py",
+        "yield jobs[at]\n        finally:\n            self._host.drop_latch(self._record, latch)\n",
+        "yield jobs[at]\n        finally:\n            pass\n",
+        "test_contracts_lifecycle.py::test_c19_a_loop_over_as_completed_that_is_left_early_leaves_nothing",
+    ),
 ]
 
 
