@@ -296,6 +296,14 @@ MUTATIONS = [
         "yield jobs[at]\n        finally:\n            pass\n",
         "test_contracts_lifecycle.py::test_c19_a_loop_over_as_completed_that_is_left_early_leaves_nothing",
     ),
+    Mutation(
+        "C13",
+        "half a character of a job is finished by a nested one",
+        "workers/_capture.py",
+        "        if known is None or known[0] is not self._reporter:\n",
+        "        if known is None:\n",
+        "test_contracts_output.py::test_c13_a_nested_batch_does_not_finish_its_parents_characters",
+    ),
 ]
 
 
