@@ -304,6 +304,14 @@ MUTATIONS = [
         "        if known is None:\n",
         "test_contracts_output.py::test_c13_a_nested_batch_does_not_finish_its_parents_characters",
     ),
+    Mutation(
+        "§5",
+        "output of a new attempt is sent before its row",
+        "notebook/_frames.py",
+        "            if job.attempt != self._sent.get(index, _UNTOLD)[1]:\n",
+        "            if not self._sent:\n",
+        "test_frames.py::test_an_attempt_that_begins_while_a_frame_is_made_is_told_before_its_output",
+    ),
 ]
 
 
