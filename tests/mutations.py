@@ -312,6 +312,14 @@ MUTATIONS = [
         "            if not self._sent:\n",
         "test_frames.py::test_an_attempt_that_begins_while_a_frame_is_made_is_told_before_its_output",
     ),
+    Mutation(
+        "§5",
+        "the shell is asked with the files that it reads first",
+        "notebook/_cells.py",
+        'for name, value in os.environ.items() if name not in {"BASH_ENV", "ENV"}}',
+        "for name, value in os.environ.items()}",
+        "test_magic.py::test_a_file_that_shells_read_first_is_not_asked_about",
+    ),
 ]
 
 
