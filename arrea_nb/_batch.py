@@ -7,43 +7,22 @@ woken by an interrupt, and leaves the batch alone.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import time
 from collections.abc import Generator, Iterator, Sequence
 from itertools import islice
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+from arrea_nb import _views
 from arrea_nb._commands import BadCommand
 from arrea_nb._job import Job
 from arrea_nb._policy import Policy
 from arrea_nb._records import FAILED_STATES, BatchRecord, Host
-from arrea_nb._section import take_from
 from arrea_nb.errors import BatchFailed
 from arrea_nb.events import JobState
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-# asyncio hears of an interrupt only between two steps of its loop; measured in a kernel, one long await
-# held it back for seconds.
-_AWAIT_STEP = 0.2
-
-
-class _LoopLatch:
-    """Sets an asyncio event from whichever thread ends a batch."""
-
-    def __init__(self) -> None:
-        self.event = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
-
-    def put(self, item: object, /) -> None:  # noqa: ARG002 - any item means the end
-        try:
-            self._loop.call_soon_threadsafe(self.event.set)
-        except RuntimeError:
-            return  # the loop was closed: nobody waits any more
-
 
 class Batch(Sequence[Job]):
     """The jobs of one `execute`. As a cell's last value it shows itself.
@@ -73,7 +52,7 @@ class Batch(Sequence[Job]):
     @property
     def name(self) -> str:
         """What `name=` said, or the empty string."""
-        return self._record.name
+        return self._record.options.name
 
     @property
     def jobs(self) -> tuple[Job, ...]:
@@ -90,7 +69,7 @@ class Batch(Sequence[Job]):
     @property
     def policy(self) -> Policy:
         """What happens after a job fails."""
-        return self._record.policy
+        return self._record.options.policy
 
     @property
     def workers(self) -> int:
@@ -100,7 +79,7 @@ class Batch(Sequence[Job]):
     @property
     def timeout(self) -> float | None:
         """Seconds that each attempt may take; None: no limit."""
-        return self._record.timeout
+        return self._record.options.timeout
 
     @property
     def started_at(self) -> float:
@@ -142,17 +121,17 @@ class Batch(Sequence[Job]):
             job
             for job in self.jobs
             if job.state is JobState.FAILED
-            and (isinstance(job._record.command, BadCommand) or job._record.attempt == 0)  # noqa: SLF001
+            and (isinstance(self._record.jobs[job.index].command, BadCommand) or job.attempt == 0)
         )
 
     @property
     def widget(self) -> Any:
         """The live view, an ipywidgets DOMWidget to place in a layout of one's own."""
-        return self._host.widget(self)
+        return _views.widget(self)
 
     def done(self) -> bool:
         """Whether its last job has ended."""
-        return self._record.end_clock is not None
+        return self._record.state is not JobState.RUNNING
 
     def wait(self, timeout: float | None = None) -> bool:
         """Waits for the end.
@@ -163,9 +142,9 @@ class Batch(Sequence[Job]):
         Returns:
             Whether it has ended. An interrupt ends the waiting, not the batch.
         """
-        ended = self.done() or self._host.await_end(self._record, None, timeout)
+        ended = self.done() or self._host.await_end(self._record, timeout)
         if ended:
-            self._host.waited(self)
+            _views.waited(self)
         return ended
 
     def results(self, timeout: float | None = None, *, return_exceptions: bool = False) -> list[Any]:
@@ -213,10 +192,8 @@ class Batch(Sequence[Job]):
             TimeoutError: If they have not all ended by then; the batch goes on.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        latch: SimpleQueue[int | None] = SimpleQueue()
         jobs = self.jobs
-        try:
-            self._host.add_latch(self._record, latch, each_job=True)
+        with self._host.waiting(self._record, each_job=True) as wait:
             ready = {record.index for record in self._record.jobs if record.end_clock is not None}
             for index in sorted(ready):
                 yield jobs[index]
@@ -224,8 +201,7 @@ class Batch(Sequence[Job]):
             while left:
                 rest = None if deadline is None else max(0.0, deadline - time.monotonic())
                 try:
-                    with self._host.away(latch):
-                        at = take_from(latch, rest)
+                    at = wait.take(rest)
                 except Empty:
                     raise TimeoutError(
                         f"{left} of {len(jobs)} jobs have not ended after {timeout:g} s; they go on"
@@ -233,16 +209,10 @@ class Batch(Sequence[Job]):
                 if at is not None and at not in ready:
                     left -= 1
                     yield jobs[at]
-        finally:
-            self._host.drop_latch(self._record, latch)
 
-    def cancel(self, *, interrupted: bool = False) -> None:
-        """Cancels what has not ended yet, from any thread, any number of times.
-
-        Args:
-            interrupted: Somebody waits at the stop button: the grace is 1 s at the most.
-        """
-        self._host.stop(self._record, interrupted=interrupted)
+    def cancel(self) -> None:
+        """Cancels what has not ended yet, from any thread, any number of times."""
+        self._host.stop(self._record)
 
     def retry_failed(self, **options: Any) -> Batch:
         """Runs the failed, timed-out, cancelled and skipped jobs again, as a new batch.
@@ -250,8 +220,9 @@ class Batch(Sequence[Job]):
         Args:
             **options: Options of `execute` that shall be others than this batch had.
         """
-        again = [job._record for job in self.jobs if job.error is not None]  # noqa: SLF001
-        return self._host.again(self._record, again, options)
+        again = [record for record in self._record.jobs if record.state.ended and record.error is not None]
+        made: Batch = self._host.again(self._record, again, options)
+        return made
 
     def records(self) -> list[dict[str, Any]]:
         """One dict for each job, with plain values, for a table."""
@@ -267,7 +238,7 @@ class Batch(Sequence[Job]):
                 "duration": job.duration,
                 "exit_code": job.exit_code,
                 "signal": job.signal,
-                "error": None if job.error is None else job._record.told,  # noqa: SLF001
+                "error": None if job.error is None else self._record.jobs[job.index].told,
                 "cpu_seconds": job.cpu_seconds,
                 "max_rss_bytes": job.max_rss_bytes,
             }
@@ -311,17 +282,21 @@ class Batch(Sequence[Job]):
         return self._wait_in_loop().__await__()
 
     async def _wait_in_loop(self) -> list[Any]:
-        latch = _LoopLatch()
-        try:
-            if not self._host.add_latch(self._record, latch):
-                with self._host.away(latch):
-                    while not latch.event.is_set():
-                        with contextlib.suppress(TimeoutError):
-                            await asyncio.wait_for(latch.event.wait(), _AWAIT_STEP)
-        finally:
-            self._host.drop_latch(self._record, latch)
-        self._host.waited(self)
+        if not self.done():
+            with self._host.waiting(self._record) as wait:
+                await wait.take_in_loop()
+        _views.waited(self)
         return self._values(return_exceptions=False)
 
     def _ipython_display_(self) -> None:
-        self._host.show(self)
+        _views.show(self)
+
+
+def record_of(batch: Batch) -> BatchRecord:
+    """Its record, for the modules of this package: its users see none."""
+    return batch._record  # noqa: SLF001 - the one way to it
+
+
+def host_of(batch: Batch) -> Host:
+    """The engine that runs it, for the same: not always that of the kernel's own Leader."""
+    return batch._host  # noqa: SLF001 - the one way to it

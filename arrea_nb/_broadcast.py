@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
+from types import MethodType
 from typing import Any, Self
 
 from arrea_nb._records import BatchRecord
@@ -53,6 +54,7 @@ class Subscription:
         self._text_in = 0  # written by who publishes, under the Leader's lock
         self._text_out = 0  # written by who reads
         self._closed = False
+        self._thread: threading.Thread | None = None  # that calls the callback
 
     def __repr__(self) -> str:
         whom = self.callback if self.callback is not None else "mailbox"
@@ -114,9 +116,17 @@ class Subscription:
         """Calls `callback` with each event, on a thread of its own."""
         self.callback = callback
         context = contextvars.copy_context()
-        threading.Thread(
+        self._thread = threading.Thread(
             target=context.run, args=(self._call, callback), daemon=True, name="arrea-subscriber"
-        ).start()
+        )
+        self._thread.start()
+
+    def finish(self, timeout: float) -> None:
+        """Waits until the callback has taken everything, after `end`; what it then has not is dropped."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+            self._closed = thread.is_alive()
 
     def _call(self, callback: Callback) -> None:
         for event in self:
@@ -184,6 +194,13 @@ class Watch:
         self._leave(self)
 
 
+def _same(one: object, other: object) -> bool:
+    """Whether they are one callback. Not by `==`, which may be the user's: this is asked under the lock."""
+    if type(one) is MethodType and type(other) is MethodType:  # a new object each time
+        return one.__self__ is other.__self__ and one.__func__ is other.__func__
+    return one is other
+
+
 class Broadcast:
     """All mailboxes of a Leader. Its methods are called under the Leader's lock."""
 
@@ -205,12 +222,7 @@ class Broadcast:
     ) -> Subscription | None:
         """The subscription of this callback, if there is one."""
         for one in self._all:
-            # A bound method is a new object each time, but equal.
-            if (
-                one.callback is not None
-                and one.callback == callback
-                and (any_batch or one.batch_id == batch_id)
-            ):
+            if _same(one.callback, callback) and (any_batch or one.batch_id == batch_id):
                 return one
         return None
 

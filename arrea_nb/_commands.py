@@ -2,8 +2,7 @@
 
 Guarantees: `read_commands` takes every form of the public API, reads an iterable to at most one command
 past the limit, and never raises for a single bad command: that becomes a `BadCommand`, which is a job that
-failed to start. Options are checked here too, and each complaint names the option, what was expected and
-what came.
+failed to start.
 """
 
 from __future__ import annotations
@@ -361,79 +360,3 @@ class _Programs:
         if there.exists():
             return CommandFailed(f"{program}: not a program (exit 126)", NOT_EXECUTABLE)
         return CommandFailed(f"{program}: no such file (exit 127)", NOT_FOUND)
-
-
-def checked_count(name: str, value: object, *, least: int = 1) -> int:
-    """A whole number of at least `least`, or TypeError/ValueError naming the option."""
-    count = plain_number(value)
-    if not isinstance(count, int):
-        raise TypeError(f"{name}: expected a whole number of at least {least}, got {short_repr(value)}")
-    if count < least:
-        raise ValueError(f"{name}: expected a whole number of at least {least}, got {count}")
-    return count
-
-
-def checked_seconds(name: str, value: object) -> float | None:
-    """Seconds, or None for no limit (None, 0), or TypeError/ValueError naming the option."""
-    if value is None:
-        return None
-    seconds = plain_number(value)
-    if seconds is None:
-        hint = "; as a number: 600, not '10m'" if issubclass(type(value), str) else ""
-        raise TypeError(f"{name}: expected seconds, or None for no limit, got {short_repr(value)}{hint}")
-    if math.isnan(as_float(seconds)) or seconds < 0:
-        raise ValueError(f"{name}: expected seconds of at least 0 (0: no limit), got {seconds}")
-    seconds = as_float(seconds)
-    return None if seconds == 0 or math.isinf(seconds) else seconds
-
-
-def checked_text(name: str, value: object) -> str | None:
-    """A str or None, or TypeError naming the option."""
-    if value is None or isinstance(value, str):
-        return value
-    raise TypeError(f"{name}: expected a str, got {short_repr(value)}")
-
-
-def checked_cwd(value: object) -> str | None:
-    """A directory that exists, or None for the current one; ValueError/TypeError naming the option."""
-    if value is None:
-        return None
-    if not isinstance(value, str | os.PathLike):
-        raise TypeError(f"cwd: expected a path, got {short_repr(value)}")
-    cwd = os.fsdecode(value)
-    if "\0" in cwd or not Path(cwd).is_dir():
-        raise ValueError(f"cwd: expected a directory, got {cwd!r}, which is not there; make it first")
-    return str(Path(cwd).absolute())
-
-
-def checked_env(value: object) -> dict[str, str]:
-    """Variables to add to the environment; TypeError/ValueError naming the option."""
-    if value is None:
-        return {}
-    if not isinstance(value, Mapping):
-        raise TypeError(f"env: expected a mapping from name to value, got {type(value).__name__}")
-    env = {}
-    for key, text in value.items():
-        if not isinstance(key, str) or not isinstance(text, str | os.PathLike):
-            raise TypeError(
-                f"env: expected names and values of type str, got {short_repr(key)}: {type(text).__name__}"
-            )
-        plain = os.fsdecode(text)
-        if not key or "=" in key or "\0" in key or "\0" in plain:
-            raise ValueError(f"env: expected a name without '=' and no NUL byte, got {key!r}")
-        env[key] = plain
-    return env
-
-
-def checked_shell(value: object, path: str | None) -> str:
-    """The path of a shell that takes `-c LINE`; TypeError/ValueError naming the option."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str):
-        raise TypeError(f"shell: expected the name or path of a shell, got {short_repr(value)}")
-    found = shutil.which(value, path=path) if value and "\0" not in value else None
-    if found is None:
-        raise ValueError(
-            f"shell: expected a shell such as /bin/sh or bash, got {value!r}, which is not there"
-        )
-    return found

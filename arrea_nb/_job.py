@@ -7,14 +7,11 @@ which only the Ledger writes. Waiting is for an event, is woken by an interrupt,
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arrea_nb._commands import Kind
-from arrea_nb._records import Attempt, Host, JobRecord, ShellResult
+from arrea_nb._records import Attempt, Host, JobRecord, ShellResult, with_trace
 from arrea_nb.events import JobState
-
-if TYPE_CHECKING:
-    from arrea_nb._batch import Batch
 
 
 class Job:
@@ -32,7 +29,7 @@ class Job:
 
     __slots__ = ("_batch", "_host", "_record")
 
-    def __init__(self, record: JobRecord, host: Host, batch: Batch) -> None:
+    def __init__(self, record: JobRecord, host: Host, batch: object) -> None:
         self._record = record
         self._host = host
         self._batch = batch  # keeps the batch as long as one of its jobs is held
@@ -133,7 +130,7 @@ class Job:
     def error(self) -> Exception | None:
         """Why it did not succeed; None while it may yet."""
         record = self._record
-        return None if record.end_clock is None else record.error
+        return record.error if record.state.ended else None
 
     @property
     def exit_code(self) -> int | None:
@@ -217,11 +214,11 @@ class Job:
             ArreaError: Its error, if it did not succeed (a callable's own exception as it was raised).
         """
         record = self._record
-        # Not its state, which comes before its error.
-        if record.end_clock is None and not self._host.await_end(record.batch, record, timeout):
+        if not record.state.ended and not self._host.await_end(record, timeout):
             raise TimeoutError(f"{self!r} has not ended after {timeout:g} s; it goes on")
         if record.error is not None:
-            raise record.error
+            # With the traceback that it came with: each raise adds to it.
+            raise with_trace(record.error, record.trace)
         return self.value
 
     def tail(self, lines: int = 20) -> str:

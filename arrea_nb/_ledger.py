@@ -1,24 +1,25 @@
 """All mutable job state, and the table of legal moves. No threads, no clock, no I/O.
 
 Guarantees: every job reaches exactly one terminal state and one JobEnded, BatchEnded comes after all of
-them, `workers` and `max_workers` are never exceeded, first attempts begin in the order given, batches
-share free places in turn, and `started = finished + failed + cancelled + running` at any moment. An
-illegal move raises with the job's history and changes nothing.
+them, a job's state and what it came to change together, and `started = finished + failed + cancelled +
+running` at any moment. An illegal move raises with the job's history and changes nothing. Who may run is
+decided by `_places.py`.
 
-Every verb is called under the Leader's lock, takes the time as an argument, and says by its return value
-what to do next: `take` the job to run, `ended` the moment its retry is due, `halt` the jobs to stop. An
-event is built only if somebody wants to hear of its batch.
+Every verb is called under the engine's lock, takes the time as an argument, and says by its return value
+what to do next: `take` the job to run, `ended` and `decided` the moment its retry is due, `halt` the jobs to
+stop. A job that failed, and whose policy is a callable, is `asking` after `ended`, until `decided`. An event is
+built only if somebody wants to hear of its batch.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
 from types import MappingProxyType
 
 from arrea_nb._commands import BadCommand
+from arrea_nb._places import Places
+from arrea_nb._policy import Decision
 from arrea_nb._records import (
     FAILED_STATES,
     Attempt,
@@ -26,8 +27,10 @@ from arrea_nb._records import (
     JobRecord,
     Latch,
     Outcome,
+    Verdict,
     brief,
     cancelled_error,
+    trace_of,
 )
 from arrea_nb.errors import JobTimeout
 from arrea_nb.events import (
@@ -64,74 +67,54 @@ class Ledger:
     """
 
     def __init__(self, publish: Callable[[Event], None], max_workers: int) -> None:
-        self.max_workers = max_workers
-        self.batches: dict[str, BatchRecord] = {}
-        self.places = 0  # taken, over all batches; abandoned threads have none
+        self.places = Places(max_workers)
+        self.batches: dict[str, BatchRecord] = {}  # all, the oldest first
+        self.live: dict[str, BatchRecord] = {}  # of these, those that have not ended
+        self.over: dict[str, BatchRecord] = {}  # and those that have, in the order of their ends
         self.abandoned = 0
         self.stats = {"started": 0, "finished": 0, "failed": 0, "cancelled": 0}
         self._publish = publish
-        self._turn: deque[BatchRecord] = deque()  # batches that could use a place, the next first
-        self._returning: deque[tuple[JobRecord, SimpleQueue[None]]] = deque()
         self._retries: list[tuple[float, int, JobRecord]] = []
         self._retry_number = 0
-
-    @property
-    def wanting(self) -> bool:
-        """Whether some batch could use a place, and there may be one."""
-        return bool(self._turn) and self.places < self.max_workers
 
     # What comes in
 
     def admit(self, batch: BatchRecord, at: float) -> None:
         """Takes a batch in; its bad commands have failed at once."""
-        self.batches[batch.id] = batch
+        self.batches[batch.id] = self.live[batch.id] = batch
         counts = dict.fromkeys(JobState, 0)
         counts[QUEUED] = batch.open_jobs = len(batch.jobs)
         batch.counts = counts
         bad = [job for job in batch.jobs if isinstance(job.command, BadCommand)]
         if batch.heard:
             self._publish(
-                BatchStarted(batch.id, at, batch.name, len(batch.jobs), tuple(job.index for job in bad))
+                BatchStarted(batch.id, at, batch.options.name, len(batch.jobs), tuple(job.index for job in bad))
             )
         for job in bad:
             command = job.command
             assert isinstance(command, BadCommand)  # noqa: S101 - for the type checker
             job.exit_code = getattr(command.error, "exit_code", None)
             self._end(job, FAILED, command.error, batch.clock, at)
-        if batch.open_jobs:
-            self._offer(batch)
-        elif not batch.jobs:
+        if batch.halted is not None:  # it was cancelled before it came here
+            self.halt(batch, batch.halted, batch.clock, at)
+        elif batch.open_jobs:
+            self.places.offer(batch)
+        if not batch.jobs:
             self._end_batch(batch, batch.clock, at)
-
-    def wanted(self) -> int:
-        """How many places could be filled now with jobs that are ready."""
-        free = self.max_workers - self.places
-        if free <= 0 or not self._turn:
-            return 0
-        return min(free, sum(self._ready(batch) for batch in self._turn))
 
     def take(self, now: float, at: float) -> JobRecord | None:
         """The next job for a worker, which now has a place; None when there is nothing to run.
 
         A callable is RUNNING from here on; a shell job is when `started` tells its pid.
         """
-        turn = self._turn
-        while turn and self.places < self.max_workers:
-            batch = turn.popleft()
-            batch.in_turn = False
-            job = self._next_of(batch)
-            if job is None:
-                continue
-            self.places += 1
-            batch.running += 1
-            if batch.running < batch.workers:
-                self._offer(batch)
-            job.handed_out = True
-            job.attempt += 1
-            if job.command.kind == "python":
-                self.started(job, None, now, at)
-            return job
-        return None
+        job = self.places.next()
+        if job is None:
+            return None
+        job.handed_out = True
+        job.attempt += 1
+        if job.command.kind == "python":
+            self.started(job, None, now, at)
+        return job
 
     # What workers report
 
@@ -187,19 +170,15 @@ class Ledger:
         self._end(job, SUCCEEDED, None, now, at)
 
     def ended(self, job: JobRecord, outcome: Outcome, now: float, at: float) -> float | None:
-        """An attempt is over. Returns the moment at which its retry is due, or None."""
+        """An attempt is over. Returns the moment at which its retry is due, or None.
+
+        If its policy has to be asked, the job is `asking` now and keeps its place until `decided`.
+        """
         state, error = self._verdict(job, outcome)
-        decision = outcome.decision if state in FAILED_STATES else None
-        halted = job.batch.halted is not None
-        again = (
-            decision is not None and decision.step == "retry" and not halted and not outcome.could_not_start
-        )
-        self._check(job, WAITING if again else state)
-        self._free(job)
-        if outcome.could_not_start:
-            job.attempt -= 1
-        if error is None:
-            job.value = outcome.value
+        policy = job.batch.options.policy
+        asks = state in FAILED_STATES and policy.asks
+        plain = None if asks or state not in FAILED_STATES else policy.plain(job.attempt)
+        self._check(job, WAITING if self._retries_it(job, plain, outcome.could_not_start) else state)
         if job.command.kind == "shell":
             job.exit_code = outcome.exit_code
             job.signal = outcome.signal
@@ -207,13 +186,57 @@ class Ledger:
             job.max_rss_bytes = outcome.max_rss_bytes
             job.note = outcome.note
         told = outcome.told if error is outcome.error else None
+        if error is None or state not in FAILED_STATES:
+            self._free(job)
+            if outcome.could_not_start:
+                job.attempt -= 1
+            if error is None:
+                job.value = outcome.value
+            self._end(job, state, error, now, at, told)
+            return None
+        self._await_decision(job, Verdict(state, error, told, outcome.could_not_start), now)
+        return None if asks else self.decided(job, plain, now, at)
+
+    def _await_decision(self, job: JobRecord, verdict: Verdict, now: float) -> None:
+        """Its attempt has ended so; what stops it from now on stops the asking."""
+        job.verdict = verdict
+        job.attempt_end = now
+        job.stop = None
+        if job.batch.watches:
+            self._mark(job)
+
+    def decided(
+        self, job: JobRecord, decision: Decision | None, now: float, at: float, note: str | None = None
+    ) -> float | None:
+        """What follows from a failed attempt; None: nobody could be asked. Returns as `ended` does."""
+        verdict = job.verdict
+        assert verdict is not None  # noqa: S101 - for the type checker
+        if job.stop is not None:
+            decision = None  # the asking was stopped: it failed, and that is all
+        ended_at = now if job.attempt_end is None else job.attempt_end
+        halted = job.batch.halted is not None
+        again = self._retries_it(job, decision, verdict.could_not_start)
+        self._check(job, WAITING if again else verdict.state)
+        self._free(job)
+        job.verdict = job.attempt_end = None
+        if verdict.could_not_start:
+            job.attempt -= 1
+        if note is not None:
+            job.note = note if job.note is None else f"{job.note}; {note}"
         if again and decision is not None:
-            job.told = told or brief(error)
-            return self._retry(job, state, error, decision.delay, now, at)
-        self._end(job, state, error, now, at, told)
+            job.told = verdict.told or brief(verdict.error)
+            return self._retry(job, verdict.state, verdict.error, decision.delay, ended_at, now, at)
+        self._end(job, verdict.state, verdict.error, ended_at, at, verdict.told, now=now)
         if decision is not None and decision.step in {"stop", "abort"} and not halted:
             self.halt(job.batch, SKIPPED, now, at)
+        if decision is not None and decision.step == "abort":
+            job.batch.abort = True
         return None
+
+    @staticmethod
+    def _retries_it(job: JobRecord, decision: Decision | None, could_not_start: bool) -> bool:  # noqa: FBT001 - of the outcome
+        halted = job.batch.halted is not None
+        return decision is not None and decision.step == "retry" and not halted and not could_not_start
 
     def crashed(self, held: set[JobRecord], error: Exception, now: float, at: float) -> None:
         """A worker was lost to a bug, at whatever point: what nobody holds and should be held has failed.
@@ -224,36 +247,55 @@ class Ledger:
             now: The monotonic time.
             at: The time of day.
         """
-        for batch in list(self.batches.values()):
-            for job in batch.jobs if batch.end_clock is None else ():
+        for batch in list(self.live.values()):
+            for job in batch.jobs:
                 lost = job.handed_out or job.state not in {QUEUED, WAITING}
-                if not lost or job.end_clock is not None or job in held:
+                if not lost or job.finished or job in held:
                     continue
                 if job.handed_out:
                     self._free(job)
+                verdict, job.verdict = job.verdict, None
                 if job.state.ended:
-                    self._finish(job, job.error, now, at)
+                    self._finish(job, now, at)
+                elif verdict is not None:
+                    self._end(job, verdict.state, verdict.error, job.attempt_end or now, at, verdict.told, now=now)
                 else:
                     self._end(job, FAILED, error, now, at)
-            self._offer(batch)  # it may have been left out of the turn
+            self.places.offer(batch)  # it may have been left out of the turn
 
     def fail_ready(self, error: Exception, now: float, at: float) -> None:
         """There is nobody to run what is ready, and never will be: all of it has failed."""
-        for batch in list(self.batches.values()):
-            for job in batch.jobs if batch.open_jobs else ():
+        for batch in list(self.live.values()):
+            for job in batch.jobs:
                 if not job.handed_out and (job.state is QUEUED or job in batch.due):
                     self._end(job, FAILED, error, now, at)
 
-    def abandon(self, job: JobRecord, now: float, at: float) -> None:
-        """A stopped callable did not end within its grace: the job ends, its thread goes on without it."""
+    def abandon(self, job: JobRecord, now: float, at: float) -> bool:
+        """A stopped callable did not end within its grace: its thread goes on without the job.
+
+        Returns:
+            Whether its policy has to be asked still: the job is `asking`, and needs another thread for that.
+        """
         state = job.stop or CANCELLED
-        self._check(job, state)
+        note = "it did not stop within its grace and still runs, in a thread of its own"
         job.abandoned = True
         self.abandoned += 1
-        self._free(job)
+        if job.verdict is not None:  # its policy's callable, that is; the attempt failed before
+            self.decided(job, None, now, at, f"policy.on_error: {note}")
+            return False
+        self._check(job, state)
         error = self.timeout_error(job) if state is TIMED_OUT else cancelled_error(state)
-        error.add_note("it did not stop within its grace and still runs, in a thread of its own")
-        self._end(job, state, error, now, at)
+        error.add_note(note)
+        policy = job.batch.options.policy
+        if state is CANCELLED:
+            self._free(job)
+            self._end(job, state, error, now, at)
+            return False
+        self._await_decision(job, Verdict(state, error, None, could_not_start=False), now)
+        if policy.asks:
+            return True
+        self.decided(job, policy.last(), now, at)
+        return False
 
     def stray_ended(self) -> None:
         """The thread of an abandoned job has ended after all."""
@@ -276,6 +318,8 @@ class Ledger:
     def halt(self, batch: BatchRecord, rest: JobState, now: float, at: float) -> list[JobRecord]:
         """Nothing of this batch starts any more; what has not started is `rest`. Returns who still runs."""
         batch.halted = batch.halted or rest
+        if not batch.counts:
+            return []  # it was not admitted yet, and will be halted then
         batch.due.clear()
         live = []
         for job in batch.jobs:
@@ -285,25 +329,6 @@ class Ledger:
                 self._end(job, rest, cancelled_error(rest), now, at)
         return live
 
-    def give_place(self, job: JobRecord) -> bool:
-        """A callable waits for another batch: its place is free meanwhile. False: it was away already."""
-        if job.away:
-            return False
-        job.away = True
-        job.batch.running -= 1
-        self.places -= 1
-        self._offer(job.batch)
-        return True
-
-    def want_place(self, job: JobRecord) -> SimpleQueue[None] | None:
-        """It wants its place back. None: it had it, or is being stopped; else what tells it that it has."""
-        if not job.away or job.stop is not None:
-            return None
-        bell: SimpleQueue[None] = SimpleQueue()
-        self._returning.append((job, bell))
-        self._give_back()  # rings it at once if there is room
-        return bell
-
     def due(self, now: float) -> float | None:
         """Puts the retries that are due into the queue. Returns when the next one is."""
         # One that was cancelled meanwhile goes as soon as it is seen: the timer must not wait for it.
@@ -311,12 +336,13 @@ class Ledger:
             job = heapq.heappop(self._retries)[2]
             if job.state is WAITING:
                 job.batch.due.append(job)
-                self._offer(job.batch)
+                self.places.offer(job.batch)
         return self._retries[0][0] if self._retries else None
 
     def remove(self, batch: BatchRecord, at: float) -> None:
         """Lets go of a batch that has ended."""
         del self.batches[batch.id]
+        self.over.pop(batch.id, None)
         if batch.heard:
             self._publish(BatchRemoved(batch.id, at))
 
@@ -325,7 +351,7 @@ class Ledger:
     def replay(self, batch: BatchRecord, at: float) -> list[Event]:
         """What a late subscriber missed: BatchStarted, and the latest lifecycle event of each job."""
         bad = tuple(job.index for job in batch.jobs if isinstance(job.command, BadCommand))
-        events: list[Event] = [BatchStarted(batch.id, batch.started_at, batch.name, len(batch.jobs), bad)]
+        events: list[Event] = [BatchStarted(batch.id, batch.started_at, batch.options.name, len(batch.jobs), bad)]
         for job in batch.jobs:
             if job.state is RUNNING:
                 events.append(JobStarted(batch.id, job.started_at or at, job.index, job.attempt, job.pid))
@@ -341,71 +367,27 @@ class Ledger:
     def timeout_error(job: JobRecord) -> JobTimeout:
         """The error of a job that ran past its deadline."""
         return JobTimeout(
-            f"timed out after {job.batch.timeout:g} s; give it longer with -t 10m, or %config Leader.timeout"
+            f"timed out after {job.batch.options.timeout:g} s; give it longer with -t 10m, or %config Leader.timeout"
         )
 
     # The moves
 
-    def _ready(self, batch: BatchRecord) -> int:
-        queued = len(batch.due) + batch.counts[QUEUED]
-        return min(queued, batch.workers - batch.running)
-
-    def _offer(self, batch: BatchRecord) -> None:
-        """Puts the batch into the turn if it could use a place."""
-        if self._returning:
-            self._give_back()
-        if (
-            not batch.in_turn
-            and batch.running < batch.workers
-            and (batch.due or (batch.next_new < len(batch.jobs) and batch.halted is None))
-        ):
-            batch.in_turn = True
-            self._turn.append(batch)
-
-    def _give_back(self) -> None:
-        """Gives free places to callables that want theirs back, before anything new starts."""
-        kept: deque[tuple[JobRecord, SimpleQueue[None]]] = deque()
-        for job, bell in self._returning:
-            batch = job.batch
-            if not job.away or job.stop is not None:
-                continue  # it ended, or ends: what waits was woken by its stop
-            if batch.running < batch.workers and self.places < self.max_workers:
-                job.away = False
-                batch.running += 1
-                self.places += 1
-                bell.put(None)
-            else:
-                kept.append((job, bell))
-        self._returning = kept
-
-    def _next_of(self, batch: BatchRecord) -> JobRecord | None:
-        if batch.running >= batch.workers:
-            return None
-        while batch.due:
-            job = batch.due.popleft()
-            if job.state is WAITING:
-                return job
-        jobs = batch.jobs
-        while batch.next_new < len(jobs):
-            job = jobs[batch.next_new]
-            batch.next_new += 1
-            if job.state is QUEUED:
-                return job
-        return None
-
     def _free(self, job: JobRecord) -> None:
         """The worker let go of the job; its place is free."""
         job.handed_out = False
-        if job.away:
-            job.away = False
-            return
-        job.batch.running -= 1
-        self.places -= 1
+        self.places.free(job)
 
     def _retry(
-        self, job: JobRecord, state: JobState, error: Exception | None, delay: float, now: float, at: float
+        self,
+        job: JobRecord,
+        state: JobState,
+        error: Exception | None,
+        delay: float,
+        ended_at: float,
+        now: float,
+        at: float,
     ) -> float:
-        duration = None if job.clock is None else now - job.clock
+        duration = None if job.clock is None else ended_at - job.clock
         if not job.past:
             job.first_clock = job.clock
             job.first_at = job.started_at
@@ -419,7 +401,7 @@ class Ledger:
             self._publish(JobRetrying(job.batch.id, at, job.index, job.attempt, delay, job.told or ""))
         self._retry_number += 1
         heapq.heappush(self._retries, (now + delay, self._retry_number, job))
-        self._offer(job.batch)
+        self.places.offer(job.batch)
         return now + delay
 
     def _verdict(self, job: JobRecord, outcome: Outcome) -> tuple[JobState, Exception | None]:
@@ -456,23 +438,29 @@ class Ledger:
         job: JobRecord,
         state: JobState,
         error: Exception | None,
-        now: float,
+        ended_at: float,
         at: float,
         told: str | None = None,
+        *,
+        now: float | None = None,
     ) -> None:
-        self._move(job, state)
-        self._finish(job, error, now, at, told)
-
-    def _finish(
-        self, job: JobRecord, error: Exception | None, now: float, at: float, told: str | None = None
-    ) -> None:
-        """What follows from a job's last move."""
-        batch = job.batch
-        state = job.state
+        """Its last move: what it came to is there before its state says so, and with it all follows."""
+        if state not in LEGAL[job.state]:
+            raise _illegal(job, state)
         if error is not None or job.past:
             job.error = error
             job.told = told or (None if error is None else brief(error))
-        job.end_clock = now
+            job.trace = trace_of(error)
+        job.end_clock = ended_at
+        self._move(job, state)
+        self._finish(job, ended_at if now is None else now, at)
+
+    def _finish(self, job: JobRecord, now: float, at: float) -> None:
+        """What follows from a job's last move."""
+        batch = job.batch
+        state = job.state
+        job.finished = True
+        ended_at = now if job.end_clock is None else job.end_clock
         began = job.clock if job.first_clock is None else job.first_clock
         if began is not None:
             if state is SUCCEEDED:
@@ -481,7 +469,7 @@ class Ledger:
                     job.fraction = 1.0
             else:
                 self.stats["failed" if state in FAILED_STATES else "cancelled"] += 1
-            batch.spent += now - began
+            batch.spent += ended_at - began
             batch.spent_jobs += 1
         try:
             if batch.heard:
@@ -496,19 +484,19 @@ class Ledger:
             if not batch.open_jobs:
                 self._end_batch(batch, now, at)
             elif not batch.in_turn:
-                self._offer(batch)
+                self.places.offer(batch)
 
     def _end_batch(self, batch: BatchRecord, now: float, at: float) -> None:
         counts = batch.counts
+        batch.end_clock = now  # before its state says so
         if counts[FAILED] or counts[TIMED_OUT]:
             batch.state = FAILED
         elif counts[CANCELLED] or counts[SKIPPED]:
             batch.state = CANCELLED
         else:
             batch.state = SUCCEEDED
-        batch.end_clock = now
-        if self._returning:
-            self._give_back()
+        if self.live.pop(batch.id, None) is not None:
+            self.over[batch.id] = batch
         try:
             if batch.heard:
                 self._publish(self._batch_ended(batch, at))

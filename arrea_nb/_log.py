@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 from arrea_nb._records import BatchRecord
 from arrea_nb.events import Event, JobEnded, JobRetrying, JobStarted
 
 _log = logging.getLogger("arrea_nb")
+
+
+def writer_for(batch: BatchRecord) -> Callable[[Event], object]:
+    """Who writes what happens to this batch to the log."""
+    return LogWriter(batch).write
 
 
 class LogWriter:

@@ -1,24 +1,22 @@
 """What happens after a job fails: continue, stop, abort, retry.
 
-Guarantees: a `Policy` never changes and is checked when it is made. `decide` is pure, save for a
-callable of the user's, which therefore is asked in the worker's thread and never under a lock.
+Guarantees: a `Policy` never changes and is checked when it is made. Everything here is pure: a callable of the
+user's is asked by the worker (`workers/_python.py`), never under a lock.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from arrea_nb._foreign import as_float, plain_number, short_repr
 
-_log = logging.getLogger("arrea_nb")
-
 Step = Literal["continue", "stop", "abort", "retry"]
 STEPS: tuple[Step, ...] = ("continue", "stop", "abort")
+ANSWERS: tuple[Step, ...] = (*STEPS, "retry")
+"""What a callable may say."""
 
 
 class Decision(NamedTuple):
@@ -47,7 +45,7 @@ class Policy:
         ValueError: For a value out of its range.
 
     Example:
-        >>> Policy(on_error="stop", retries=2).decide(ValueError(), 1, None)
+        >>> Policy(on_error="stop", retries=2).plain(1)
         Decision(step='retry', delay=1.0)
     """
 
@@ -93,14 +91,21 @@ class Policy:
             raise TypeError(f"policy: expected keys among {', '.join(known)}, got {unknown[0]!r}")
         return cls(**value)
 
-    def decide(self, error: Exception, attempt: int, job: Any) -> Decision:
-        """Says what comes after attempt number `attempt` (from 1) failed with `error`."""
-        if callable(self.on_error):
-            step = self._ask(self.on_error, error, attempt, job)
-        elif attempt <= self.retries:
-            step = "retry"
-        else:
-            step = self.on_error
+    @property
+    def asks(self) -> bool:
+        """Whether a callable of the user's is asked after each failure."""
+        return callable(self.on_error)
+
+    def plain(self, attempt: int) -> Decision:
+        """What comes after attempt number `attempt` (from 1) failed, where there is nobody to ask."""
+        return self.after(attempt, "retry" if attempt <= self.retries else str(self.on_error))
+
+    def last(self) -> Decision:
+        """The same for an attempt that cannot be followed by another."""
+        return Decision(str(self.on_error))  # type: ignore[arg-type]
+
+    def after(self, attempt: int, step: str) -> Decision:
+        """What one of the words means after this attempt."""
         if step == "retry":
             return Decision("retry", self.delay_after(attempt))
         return Decision(step)  # type: ignore[arg-type]
@@ -112,22 +117,6 @@ class Policy:
         except OverflowError:
             return self.max_delay
         return min(delay, self.max_delay)
-
-    @staticmethod
-    def _ask(on_error: Callable[[Exception, int, Any], str], error: Exception, attempt: int, job: Any) -> str:
-        try:
-            step = on_error(error, attempt, job)
-            if step in (*STEPS, "retry"):
-                return step
-            problem = f"expected one of {', '.join(STEPS)} or retry, got {step!r}"
-        # User code, whatever it raises; but not what stops a callable, which is no one's to catch.
-        except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as raised:  # noqa: BLE001
-            problem = "raised " + "".join(traceback.format_exception_only(raised)).strip()
-            _log.exception("policy.on_error raised; the batch goes on")
-        else:
-            _log.error("policy.on_error: %s; the batch goes on", problem)
-        error.add_note(f"policy.on_error: {problem}; the batch goes on")
-        return "continue"
 
 
 _DEFAULT = Policy()

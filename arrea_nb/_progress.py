@@ -27,6 +27,16 @@ class Reporter(Protocol):
 
     def wrote(self, stream: int, text: str) -> None: ...
 
+    # For `_waits.py` and `_engine.py`: what it waits for, and what it executes.
+
+    def step_aside(self, latch: Any, batch: Any) -> bool: ...
+
+    def step_back(self, latch: Any, bell: Any) -> bool: ...
+
+    def check(self) -> None: ...
+
+    def adopt(self, batch: Any, engine: Any) -> None: ...
+
 
 # The attempt that runs in this context. Set in a fresh copy of the batch's context for each attempt, so
 # that it follows the callable into asyncio tasks and threads that take the context along.

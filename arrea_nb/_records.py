@@ -1,7 +1,7 @@
-"""What one job and one batch are made of, and what workers and users may ask of a Leader.
+"""What one job and one batch are made of, and what workers and users may ask of an engine.
 
 `JobRecord` and `BatchRecord` hold everything that changes; `Outcome` and `Attempt` say how an attempt went;
-`Host` is the Leader as batches and jobs know it, `Desk` the Leader as workers know it.
+`Host` is the engine as batches and jobs know it, `Desk` the engine as workers know it.
 
 Guarantees: records are written by the Ledger alone, under the Leader's lock, and read by anybody. Each field
 is replaced, never changed in place, where it is more than a number.
@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
 from arrea_nb._commands import Command
-from arrea_nb._policy import Decision, Policy
+from arrea_nb._options import BatchOptions
+from arrea_nb._policy import Decision
+from arrea_nb._section import Stop
 from arrea_nb.errors import ArreaError, JobCancelled, JobTimeout
 from arrea_nb.events import JobState
-
-if TYPE_CHECKING:
-    from arrea_nb._batch import Batch
-    from arrea_nb._job import Job
 
 FAILED_STATES = frozenset({JobState.FAILED, JobState.TIMED_OUT})
 
@@ -56,13 +55,11 @@ class Outcome:
     Attributes:
         value: What the callable returned, or the ShellResult.
         error: Why it failed; None when it succeeded.
-        decision: What the policy said to that error.
         could_not_start: The attempt never ran: the program could not be spawned.
         note: What a reader of the record should know besides.
         told: The error in one line; made by the worker, since a user's `__str__` must not run under the lock.
     """
 
-    decision: Decision | None = None
     could_not_start: bool = False
     exit_code: int | None = None
     signal: int | None = None
@@ -87,6 +84,8 @@ class OutputView(Protocol):
 
     def forget(self) -> None: ...
 
+    def reopen(self) -> None: ...
+
     def read(self, stream: int | None = None) -> bytes: ...
 
     def tail(self, size: int) -> bytes: ...
@@ -94,6 +93,15 @@ class OutputView(Protocol):
     def head(self, size: int) -> tuple[list[tuple[str, str]], int]: ...
 
     def since(self, offset: int, limit: int) -> tuple[list[tuple[str, str]], int, int]: ...
+
+
+class Verdict(NamedTuple):
+    """What a failed attempt came to, before its policy was asked."""
+
+    state: JobState
+    error: Exception
+    told: str | None
+    could_not_start: bool
 
 
 class Latch(Protocol):
@@ -115,6 +123,9 @@ class JobRecord:
     away = False  # it waits for another batch and gave its place up meanwhile
     stop: JobState | None = None  # CANCELLED or TIMED_OUT: it is being stopped, and this it will be
     grace: float = 0.0
+    # While its policy is asked: what the attempt came to, and the clock of its end.
+    verdict: Verdict | None = None
+    attempt_end: float | None = None
     first_clock: float | None = None  # of its first attempt, once there is a second; clocks are monotonic
     clock: float | None = None
     end_clock: float | None = None
@@ -123,6 +134,7 @@ class JobRecord:
     started_at: float | None = None
     value: Any = None
     error: Exception | None = None
+    trace: TracebackType | None = None  # of the error, as it was when the job ended
     told: str | None = None  # the error in one line
     exit_code: int | None = None
     signal: int | None = None
@@ -134,6 +146,7 @@ class JobRecord:
     cpu_seconds: float | None = None
     max_rss_bytes: int | None = None
     abandoned = False
+    finished = False  # what follows from its last move was done
     latches: tuple[Latch, ...] = ()
 
     def __init__(self, batch: BatchRecord, index: int, command: Command, written: object) -> None:
@@ -141,6 +154,11 @@ class JobRecord:
         self.index = index
         self.command = command
         self.written = written
+
+    @property
+    def asking(self) -> bool:
+        """Whether its attempt is over and its policy is being asked what comes next."""
+        return self.verdict is not None
 
     @property
     def began(self) -> float | None:
@@ -157,7 +175,9 @@ class JobRecord:
         """Seconds of the attempt that runs, or of the whole job once it ended."""
         if self.end_clock is not None:
             return None if self.began is None else self.end_clock - self.began
-        return None if self.clock is None or self.state is not JobState.RUNNING else now - self.clock
+        if self.clock is None or self.state is not JobState.RUNNING:
+            return None
+        return (now if self.attempt_end is None else self.attempt_end) - self.clock
 
 
 @dataclass(eq=False)
@@ -165,15 +185,12 @@ class BatchRecord:
     """Everything about one batch. Written by the Ledger alone, under the Leader's lock."""
 
     id: str
-    name: str
-    policy: Policy
-    workers: int
-    timeout: float | None
+    options: BatchOptions
     context: Context
     names: list[str] | None = None
     shell: str = ""  # none, if no command is for one
-    cwd: str | None = None
-    env: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)
+    env: Mapping[bytes, bytes] = field(default_factory=dict, repr=False)  # none, in that case
+    workers: int = 0  # as the options have it, until somebody changes it
     jobs: list[JobRecord] = field(default_factory=list)
     state: JobState = JobState.RUNNING
     counts: dict[JobState, int] = field(default_factory=dict)
@@ -185,6 +202,7 @@ class BatchRecord:
     open_jobs: int = 0  # not yet in a terminal state
     running: int = 0  # places taken
     halted: JobState | None = None  # nothing new starts, the rest will be this
+    abort: bool = False  # its policy said so: what runs is to be cancelled as well
     in_turn: bool = False
     spent: float = 0.0  # seconds that its ended jobs took, and how many did
     spent_jobs: int = 0
@@ -192,6 +210,9 @@ class BatchRecord:
     job_latches: tuple[Latch, ...] = ()
     watches: tuple[Any, ...] = ()
     heard: bool = False  # some subscriber wants its events
+
+    def __post_init__(self) -> None:
+        self.workers = self.workers or self.options.workers
 
     def eta(self, now: float) -> float | None:
         """Seconds that are probably left (C23); None when there is no ground to say so.
@@ -225,39 +246,42 @@ class BatchRecord:
         return max(left / max(1, min(self.workers, self.open_jobs)), *rests, 0.0)
 
 
+class Waiting(Protocol):
+    """One wait for the end of a batch, of a job, or of each job of a batch; a context."""
+
+    @property
+    def over(self) -> bool: ...
+
+    def __enter__(self) -> Waiting: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def take(self, timeout: float | None) -> Any: ...
+
+    def take_in_loop(self) -> Awaitable[None]: ...
+
+
 class Host(Protocol):
-    """What a Leader does for batches and workers; they know nothing else of it."""
-
-    grace: float
-
-    def cancel(self, batch: str, job: int | None = None) -> None: ...
+    """What an engine does for batches and jobs; they know nothing else of it."""
 
     def stop(self, batch: BatchRecord, job: int | None = None, *, interrupted: bool = False) -> None: ...
 
-    def await_end(self, batch: BatchRecord, job: JobRecord | None, timeout: float | None) -> bool: ...
+    def waiting(self, target: BatchRecord | JobRecord, *, each_job: bool = False) -> Waiting: ...
 
-    def away(self, latch: Latch) -> AbstractContextManager[None]: ...
+    def await_end(self, target: BatchRecord | JobRecord, timeout: float | None) -> bool: ...
 
-    def add_latch(self, batch: BatchRecord, latch: Latch, *, each_job: bool = False) -> bool: ...
-
-    def drop_latch(self, batch: BatchRecord, latch: Latch) -> None: ...
-
-    def again(self, batch: BatchRecord, jobs: Sequence[JobRecord], options: Mapping[str, Any]) -> Batch: ...
-
-    def show(self, batch: Batch) -> Any: ...
-
-    def widget(self, batch: Batch) -> Any: ...
-
-    def waited(self, batch: Batch) -> None: ...
+    def again(self, batch: BatchRecord, jobs: Sequence[JobRecord], options: Mapping[str, Any]) -> Any: ...
 
 
 class Desk(Protocol):
-    """Where workers get their jobs and report: the Leader, as far as a worker knows it."""
+    """Where workers get their jobs and report: the engine, as far as a worker knows it."""
 
     kernel_id: str
 
-    def report(
-        self, worker: Any, job: JobRecord | None, outcome: Outcome | None, value: object = None
+    def report(self, worker: Any, job: JobRecord | None, result: object = None) -> JobRecord | None: ...
+
+    def decided(
+        self, worker: Any, job: JobRecord, decision: Decision | None, note: str | None
     ) -> JobRecord | None: ...
 
     def crashed(self, worker: Any, error: BaseException) -> None: ...
@@ -278,13 +302,19 @@ class Desk(Protocol):
 
     def guard(self) -> Any: ...
 
-    def public(self, job: JobRecord) -> Job: ...
+    def public(self, job: JobRecord) -> Any: ...
 
     def timeout_error(self, job: JobRecord) -> JobTimeout: ...
 
-    def sheltered(self, worker: Any) -> AbstractContextManager[None]: ...
+    def sheltered(self, slot: Any) -> AbstractContextManager[None]: ...
 
-    def stop_was_dropped(self, worker: Any) -> None: ...
+    def stop_was_dropped(self, slot: Any) -> None: ...
+
+    def step_aside(self, slot: Any, latch: Latch, batch: BatchRecord) -> bool: ...
+
+    def step_back(self, slot: Any, latch: Latch, bell: Latch) -> bool: ...
+
+    def adopt(self, slot: Any, batch: BatchRecord, engine: Any) -> None: ...
 
 
 def brief(error: BaseException | None) -> str:
@@ -294,7 +324,8 @@ def brief(error: BaseException | None) -> str:
     try:
         text = " ".join(str(error).split())
     except BaseException as problem:  # a user's __str__ may raise anything
-        if isinstance(problem, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        interrupt = isinstance(problem, KeyboardInterrupt)
+        if isinstance(problem, Stop) or (interrupt and threading.current_thread() is threading.main_thread()):
             raise
         text = "(its message cannot be shown)"
     if not isinstance(error, ArreaError):
@@ -307,3 +338,19 @@ def cancelled_error(state: JobState) -> JobCancelled:
     if state is JobState.SKIPPED:
         return JobCancelled("skipped: the policy stopped the batch before it started")
     return JobCancelled("cancelled")
+
+
+def trace_of(error: BaseException | None) -> TracebackType | None:
+    """Its traceback, without a look at what its class may have made of attributes."""
+    if error is None:
+        return None
+    trace: TracebackType | None = _TRACE.__get__(error)
+    return trace
+
+
+_TRACE: Any = BaseException.__dict__["__traceback__"]
+
+
+def with_trace(error: Exception, trace: TracebackType | None) -> Exception:
+    """The error with this traceback, whatever its class says to that: a frozen dataclass refuses attributes."""
+    return BaseException.with_traceback(error, trace)

@@ -1,24 +1,28 @@
-"""The Leader's one lock, as a critical section that neither an interrupt nor a finaliser can tear.
+"""The Leader's one lock, as a critical section that nothing can tear.
 
-Three things can break into Python code that holds a lock, and each is provided for:
+Four things can break into Python code that holds a lock, and each is provided for:
 
 - An interrupt on the main thread: while the section lasts SIGINT is only noted, and raised at its end.
-- A finaliser or signal handler that runs inside the section, in the thread that owns it: it finds
-  `entered` set and leaves its order in `later`, which the owner carries out before it lets go.
+- Any other signal that has a handler in Python: the same.
+- A finaliser that the garbage collector runs inside the section, or just before it: `nested` says so there. An
+  order that needs no answer is left in `later`, which the owner carries out before it lets go; who needs an
+  answer gets an error, and never waits while its own thread holds the lock.
 - The exception that stops a callable: its thread takes it back on entry and is given it again at the end
-  (`shelter`, set by the worker threads).
+  (`Shelter`, which the worker threads are).
 
-Use: `with lock, section:`. The RLock's own `__enter__` is C and cannot be torn; ours comes second.
+Use: `with section.hold, section.lock, section:`. What holds signals back comes first, in Python; then the
+RLock's own `__enter__`, which is C and cannot be torn; then the inside.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
@@ -27,6 +31,20 @@ _log = logging.getLogger("arrea_nb")
 T = TypeVar("T")
 _LOOK_UP = 0.5  # seconds
 _get_ident = threading.get_ident
+# Signals for which a program may have a handler in Python; SIGINT is held by HoldInterrupts.
+_SIGNALS = tuple(
+    getattr(signal, name)
+    for name in ("SIGALRM", "SIGVTALRM", "SIGPROF", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGCHLD")
+    if hasattr(signal, name)
+)
+_BUSY = (
+    "called by a finaliser or a signal handler that broke into arrea_nb at work, where nothing can be waited for; "
+    "have the handler set a flag or start a thread, and call it from there"
+)
+
+
+class Stop(BaseException):
+    """The base of what stops a callable: nobody should catch it."""
 
 
 class HoldInterrupts:
@@ -83,6 +101,24 @@ class HoldInterrupts:
                     cls.noted = False
                     signal.raise_signal(signal.SIGINT)
 
+    @classmethod
+    @contextlib.contextmanager
+    def ringing(cls, bell: SimpleQueue[Any]) -> Iterator[None]:
+        """An interrupt that is noted meanwhile rings `bell`, which the main thread waits for."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        cls.bell = bell
+        try:
+            yield
+        finally:
+            cls.bell = None
+
+    @classmethod
+    def came(cls) -> bool:
+        """Whether the stop button was pressed in what is held here."""
+        return cls.noted and threading.current_thread() is threading.main_thread()
+
 
 def take_from(queue: SimpleQueue[T], timeout: float | None) -> T:
     """`queue.get(timeout=timeout)`, which an interrupt always ends.
@@ -95,7 +131,7 @@ def take_from(queue: SimpleQueue[T], timeout: float | None) -> T:
         Empty: If nothing came by then.
     """
     if timeout is not None:
-        timeout = min(timeout, threading.TIMEOUT_MAX)
+        timeout = min(max(0.0, timeout), threading.TIMEOUT_MAX)
     if _get_ident() != threading.main_thread().ident:
         return queue.get(timeout=timeout)
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -115,49 +151,130 @@ def _note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a sig
         bell.put(None)
 
 
+class _Inside(threading.local):
+    depth = 0  # 1 from just before the lock is taken until it was let go of
+
+
+_inside = _Inside()
+
+
+class _Hold:
+    """What is entered before the lock: signals wait from here on, and what breaks in can know that it does."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+        self._interrupts = HoldInterrupts()
+        # Of the main thread, which is alone in here between entry and exit.
+        self._handlers: list[tuple[signal.Signals, Any]] = []
+        self._noted: list[int] = []
+
+    def __enter__(self) -> None:
+        if self._section.nested:
+            raise RuntimeError(_BUSY)
+        if _get_ident() == threading.main_thread().ident:
+            self._interrupts.__enter__()
+            try:
+                self._hold_others()
+            except BaseException:  # a handler of the user's ran just before its turn, and raised
+                self._let_others_come()
+                self._interrupts.__exit__(None, None, None)
+                raise
+        # Last of all, and no call after it: between this and the lock nothing can raise.
+        _inside.depth = 1
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _inside.depth = 0  # again, for one that was stopped on its way in
+        if _get_ident() == threading.main_thread().ident:
+            try:
+                self._let_others_come()
+            finally:
+                self._interrupts.__exit__(kind, error, trace)
+
+    def _hold_others(self) -> None:
+        for number in _SIGNALS:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers.append((number, handler))
+                signal.signal(number, self._note_other)
+
+    def _let_others_come(self) -> None:
+        handlers, self._handlers = self._handlers, []
+        for number, handler in handlers:
+            signal.signal(number, handler)
+        noted, self._noted = self._noted, []
+        _raise_all(noted)
+
+    def _note_other(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's arguments
+        if number not in self._noted:
+            self._noted.append(number)
+
+
+def _raise_all(numbers: list[int]) -> None:
+    """Has each handler run, also when one before it raises."""
+    for at, number in enumerate(numbers):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            _raise_all(numbers[at + 1 :])
+            raise
+
+
 class Section:
-    """The inside of the lock: one for each Leader, entered after its RLock."""
+    """The inside of the lock: one for each engine."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.entered = 0
-        # Orders of finalisers and signal handlers that found the section entered by their own thread.
+        self.hold = _Hold(self)
+        self.owner = 0  # the thread that is inside
+        # Orders of finalisers that found the section entered by their own thread.
         self.later: deque[Callable[[], object]] = deque()
         # The workers that wait for the lock to report: a hint, written outside it.
         self.queue: set[Shelter] = set()
         # From a thread's id to what must be held back there; written by worker threads for themselves.
         self.shelters: dict[int, Shelter] = {}
-        self._interrupts = HoldInterrupts()
+
+    @property
+    def nested(self) -> bool:
+        """Whether what asks has broken into a section of its own thread, of this engine or of another."""
+        return self.owner == _get_ident() or _inside.depth > 0
 
     def forget(self) -> None:
         """In a forked child, whose parent may have been inside in another thread."""
         self.lock._at_fork_reinit()  # type: ignore[attr-defined]  # noqa: SLF001 - as `threading` does it; others hold the lock too
-        self.entered = 0
+        self.hold = _Hold(self)
+        self.owner = 0
         self.later.clear()
         self.queue.clear()
         self.shelters.clear()
 
-    @property
-    def mine(self) -> bool:
-        """Whether this thread is inside already: then only `later` may be used. Ask while holding `lock`."""
-        return self.entered > 0
+    def order(self, order: Callable[[], object]) -> None:
+        """Carries out a verb without a result; from inside a section, when that ends."""
+        if self.nested:
+            self.later.append(order)
+            return
+        with self.hold, self.lock, self:
+            order()
 
     def __enter__(self) -> None:
-        self._interrupts.__enter__()
-        shelter = self.shelters.get(_get_ident())
+        mine = _get_ident()
+        shelter = self.shelters.get(mine)
         if shelter is not None:
             shelter.take_back()
-        self.entered += 1
+        self.owner = mine  # last of all: what a shelter takes back could have been raised until here
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.drain()
-        self.entered -= 1
-        shelter = self.shelters.get(_get_ident())
-        if shelter is not None:
-            shelter.give_again()
-        self._interrupts.__exit__(kind, error, trace)
+        shelter = self.shelters.get(self.owner)
+        try:
+            if shelter is not None:
+                shelter.give_again()  # which may raise it here and now
+        finally:
+            self.owner = 0
+            _inside.depth = 0  # before the lock is free: from then on anybody can have a callable stopped here
 
     def drain(self) -> None:
         """Carries out what was left in `later`; an order that fails is logged, and the section goes on."""
@@ -166,6 +283,11 @@ class Section:
                 self.later.popleft()()
             except Exception:  # noqa: BLE001 - a bug in an order must not leave the section entered
                 _log.exception("an order that was put off failed of a bug")
+
+
+def forget_inside() -> None:
+    """In a forked child, which may have been forked by a thread that was inside."""
+    _inside.depth = 0
 
 
 class Shelter:

@@ -6,10 +6,11 @@ Guarantees: snapshots are consistent with each other and never change.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from arrea_nb._broadcast import Subscription
+from arrea_nb._engine import Engine
 from arrea_nb._records import BatchRecord, JobRecord
 from arrea_nb.events import JobState
 
@@ -63,7 +64,7 @@ class BatchSnapshot:
         end = batch.end_clock
         return cls(
             id=batch.id,
-            name=batch.name,
+            name=batch.options.name,
             state=batch.state,
             counts=MappingProxyType(dict(batch.counts)),
             total=len(batch.jobs),
@@ -92,3 +93,29 @@ class LeaderState:
     stats: Mapping[str, int]
     max_workers: int
     abandoned: int
+
+    @classmethod
+    def of(cls, engine: Engine) -> LeaderState:
+        """As it is now."""
+        with engine.hold, engine.lock, engine.section:
+            ledger = engine.ledger
+            batches = [BatchSnapshot.of(one) for one in ledger.batches.values()]
+            # Without their names, which are made outside the lock: the repr of an argument is user code.
+            at_work = [
+                (worker.number, job, JobSnapshot.of(job))
+                for worker in engine.workers
+                if (job := worker.job) is not None and job.state is JobState.RUNNING and not worker.lost
+            ]
+            stats = dict(ledger.stats)
+            abandoned = ledger.abandoned
+            subscribers = tuple(engine.broadcast)
+            most = ledger.places.most
+        stats["running"] = stats["started"] - stats["finished"] - stats["failed"] - stats["cancelled"]
+        return cls(
+            batches=MappingProxyType({one.id: one for one in batches}),
+            workers=MappingProxyType({number: replace(one, name=job.name) for number, job, one in at_work}),
+            subscribers=subscribers,
+            stats=MappingProxyType(stats),
+            max_workers=most,
+            abandoned=abandoned,
+        )

@@ -3,7 +3,7 @@
 Guarantees: it wakes when something is due and at no other time, and ends when nothing is planned. What
 is due is for `tick` to know: it does it and says when the next thing is. A bug in `tick` is logged, and it
 is called again a second later. Where no thread can be started, every further plan tries again, and a thread
-that has nothing else to do may stand in. Methods are called under the Leader's lock.
+that has nothing else to do may stand in. Methods are called under the engine's lock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Timer:
     """Calls `tick` at the times planned.
 
     Args:
-        tick: Does what is due. It takes the Leader's lock and calls `settle` in it.
+        tick: Does what is due. It takes the engine's lock and calls `settle` in it. Does not keep its engine.
     """
 
     def __init__(self, tick: Callable[[], object]) -> None:
@@ -60,6 +60,12 @@ class Timer:
         self.next = math.inf if when is None else when
         if when is None:
             self._thread = None
+
+    def end(self) -> None:
+        """Nobody needs it any more; called without the lock, by who may not wait."""
+        self._thread = None
+        self.next = math.inf
+        self._bell.put(None)
 
     def adopt(self) -> object | None:
         """Lets the calling thread look once, if there is nobody to look and something planned.

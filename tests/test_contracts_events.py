@@ -68,7 +68,7 @@ def test_c15_events_are_enqueued_under_the_leaders_lock(monkeypatch):
 
     class Mailbox(_broadcast.Subscription):
         def deliver(self, event):
-            owned.append(leader._lock._is_owned())
+            owned.append(leader._engine.lock._is_owned())
             super().deliver(event)
 
     monkeypatch.setattr(_leader, "Subscription", Mailbox)

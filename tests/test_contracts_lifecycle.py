@@ -67,13 +67,13 @@ def test_c18_young_batches_stay():
         assert batch.wait(timeout=LONG)
         # The timer's own thread looks again and again; a few of its looks are enough.
         looks = threading.Semaphore(0)
-        sweep = leader._sweep
+        sweep = leader._engine._sweep
 
         def counted(now, at):
             looks.release()
             return sweep(now, at)
 
-        leader._sweep = counted
+        leader._engine._sweep = counted
         for _ in range(3):
             assert looks.acquire(timeout=LONG)
         assert list(leader.get_state().batches) == [batch.id]
@@ -243,7 +243,7 @@ batch = arrea_nb.execute(["echo up; sleep 300", lambda: go.wait(60)])
 with arrea_nb.subscribe(batch=batch) as events:
     while not batch[0].stdout:
         events.get(timeout=60)
-spool = leader._spool.directory
+spool = leader._engine.spool.directory
 child = os.fork()
 if child == 0:
     code = 3
@@ -385,16 +385,16 @@ def test_c21_a_worker_that_dies_of_a_bug_is_replaced_and_its_job_crashed(monkeyp
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_c21_a_timer_that_dies_of_a_bug_is_replaced():
     with arrea_nb.Leader() as leader:
-        sweep, bugs = leader._sweep, [ZeroDivisionError("a bug of ours")]
+        sweep, bugs = leader._engine._sweep, [ZeroDivisionError("a bug of ours")]
 
         def buggy(now, at):
             if bugs:
                 raise bugs.pop()
             return sweep(now, at)
 
-        leader._sweep = buggy
+        leader._engine._sweep = buggy
         assert leader.execute([int], timeout=0.001).wait(timeout=LONG)
-        leader._timer.plan(0.0)
+        leader._engine.timer.plan(0.0)
         assert _join_all() == []
         assert not bugs
         batch = leader.execute(["false"], policy={"retries": 2, "retry_delay": 0.01})

@@ -520,7 +520,7 @@ def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_nex
     with arrea_nb.Leader(max_workers=1, grace=LONG) as leader:
         batch = leader.execute([prints, loops])
         ident = idents.get(timeout=LONG)
-        with leader._lock:
+        with leader._engine.lock:
             go.set()
             while sys._current_frames()[ident].f_code.co_name != "sheltered":
                 time.sleep(0.001)  # until it waits for the lock that is held here
@@ -556,7 +556,7 @@ def test_c7_a_stop_outside_of_the_callable_is_for_its_job_only(moment):
 
         leader.report = reported
         commands = [lambda at=at: ran.append((at, threading.get_ident())) or at for at in range(3)]
-        with leader._lock:
+        with leader._engine.lock:
             batch = leader.execute(commands)
         assert batch.wait(timeout=LONG / 4)
         assert [job.state for job in batch] == ["succeeded", "cancelled", "succeeded"]

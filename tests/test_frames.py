@@ -243,7 +243,7 @@ def test_attempts_and_their_output_follow_each_other(leader, tmp_path):
     browser = Browser()
     browser.take(frames.picture(0.0))
     bell = SimpleQueue()
-    watch = leader.watch(batch, bell)
+    watch = leader._engine.watch(batch, bell)
     now = 0.0
     while not batch.done() or frames.behind:
         with contextlib.suppress(Empty):
@@ -292,7 +292,7 @@ def test_processes_are_looked_at_once_a_second_and_only_while_they_run(leader, m
     batch = leader.execute(["sleep 60"])
     frames = Frames(batch)
     bell = SimpleQueue()
-    watch = leader.watch(batch, bell)
+    watch = leader._engine.watch(batch, bell)
     while batch[0].state != "running":
         bell.get(timeout=LONG)
         watch.take()

@@ -20,7 +20,7 @@ SETUP = """
 %load_ext arrea_nb
 import json, os, signal, threading, time
 import arrea_nb
-from arrea_nb import _admission, _batch, _engine, _leader, _ledger, _section
+from arrea_nb import _batch, _engine, _leader, _ledger, _section
 from arrea_nb.notebook import _live, _magic, _stage
 
 leader = arrea_nb.Leader.instance()
@@ -55,12 +55,12 @@ for one in undo:
     one()
 undo.clear()
 print(json.dumps({
-    "state": [str(one.state) for one in leader.batches()],
-    "jobs": [[str(job.state) for job in one] for one in leader.batches()][:1],
+    "state": [str(one.state) for one in leader._engine.batches()],
+    "jobs": [[str(job.state) for job in one] for one in leader._engine.batches()][:1],
     "running": [one.batch_id for one in leader.get_state().workers.values()],
     "depth": _section.HoldInterrupts.depth,
     "handler": signal.getsignal(signal.SIGINT) is signal.default_int_handler,
-    "entered": leader._section.entered,
+    "entered": leader._engine.section.owner,
     "latest": None if _arrea is None else str(_arrea.state),
 }))
 """
@@ -137,9 +137,9 @@ def kernel(the_kernel):
     for moment in ("first", "second"):  # of a test that failed
         (the_kernel.folder / f"{moment}-reached").touch()
         (the_kernel.folder / f"{moment}-go").touch()
-    the_kernel.run("for one in leader.batches(): one.cancel(); one.wait()")
+    the_kernel.run("for one in leader._engine.batches(): one.cancel(); one.wait()")
     the_kernel.run("for one in undo: one()")
-    the_kernel.run("undo.clear(); leader.max_workers = 100; leader._ledger.batches.clear(); _arrea = None")
+    the_kernel.run("undo.clear(); leader.max_workers = 100; leader._engine.ledger.batches.clear(); _arrea = None")
     for file in the_kernel.folder.iterdir():
         file.unlink()
 
@@ -162,7 +162,7 @@ def stopped(kernel, request, *, view=True):
     views = {content["transient"]["display_id"] for content in shown if VIEW in content["data"]}
     assert views == left
     if not view:  # an `execute` that was interrupted has told its batch to stop, and nobody waited for that
-        kernel.run(f"assert all(one.wait({PATIENCE}) for one in leader.batches())")
+        kernel.run(f"assert all(one.wait({PATIENCE}) for one in leader._engine.batches())")
     found = usable(kernel)
     assert found["running"] == []
     return found, "".join(summaries)
@@ -178,7 +178,7 @@ def usable(kernel):
 
 # What is made to last, the cell's lines, and the state of its batch in the end.
 MOMENTS = {
-    "while the commands are read": ("_admission, 'read_commands'", "sleep 300\nsleep 300", "cancelled"),
+    "while the commands are read": ("_engine, 'read_commands'", "sleep 300\nsleep 300", "cancelled"),
     "while the batch is admitted": ("_ledger.Ledger, 'admit'", "sleep 300\nsleep 300", "cancelled"),
     "as it was admitted": ("_ledger.Ledger, 'admit', True", "sleep 300\nsleep 300", "cancelled"),
     "while the view is built": ("_live.LiveView, '__init__'", "sleep 300\nsleep 300", "cancelled"),

@@ -240,10 +240,10 @@ class LeaderMachine(RuleBasedStateMachine):
         if told is None:
             return
         last = told.is_last(index)
-        with self.leader._lock, self.leader._section:  # its deadline is now
-            worker = next(one for one in self.leader._workers if one.job is told.batch[index]._record)
+        with self.leader._engine.lock, self.leader._engine.section:  # its deadline is now
+            worker = next(one for one in self.leader._engine.workers if one.job is told.batch[index]._record)
             worker.deadline = 0.0
-            self.leader._timer.plan(0.0)
+            self.leader._engine.timer.plan(0.0)
         self.attempt_over(told, index)
         assert (told.states[index] == "timed_out") == last
         if last:

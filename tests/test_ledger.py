@@ -10,6 +10,7 @@ import pytest
 from arrea_nb._broadcast import Watch
 from arrea_nb._commands import BadCommand, PythonCall, ShellCommand
 from arrea_nb._ledger import LEGAL, Ledger
+from arrea_nb._options import BatchOptions
 from arrea_nb._policy import Decision, Policy
 from arrea_nb._records import BatchRecord, JobRecord, Outcome
 from arrea_nb.errors import InvalidCommandError, JobCancelled, JobTimeout
@@ -19,7 +20,9 @@ CANCELLED, SKIPPED, TIMED_OUT = JobState.CANCELLED, JobState.SKIPPED, JobState.T
 
 
 def _batch(name, commands, *, workers=2, timeout=30.0):
-    batch = BatchRecord(name, name, Policy(), workers, timeout, contextvars.copy_context())
+    # Whoever runs the test is asked what comes next.
+    options = BatchOptions(workers=workers, timeout=timeout, policy=Policy(on_error=str), name=name)
+    batch = BatchRecord(name, options, contextvars.copy_context())
     made = {
         "p": lambda: PythonCall(int),
         "s": lambda: ShellCommand(line="true"),
@@ -48,6 +51,15 @@ def _failed(step="continue", delay=0.0):
     return outcome
 
 
+def _ended(ledger, job, outcome, now, at):
+    """The end of an attempt, and what its policy says to that: the decision of the outcome."""
+    due = ledger.ended(job, outcome, now, at)
+    if job.asking:
+        assert due is None
+        due = ledger.decided(job, getattr(outcome, "decision", None), now, at)
+    return due
+
+
 def test_states_that_are_terminal_have_no_legal_move():
     assert {state for state in JobState if not LEGAL[state]} == {state for state in JobState if state.ended}
 
@@ -69,7 +81,7 @@ def test_first_attempts_begin_in_the_order_given_and_no_more_than_workers():
     ledger, batch, _ = _admitted("ppppp", workers=2)
     assert [ledger.take(0.0, 0.0), ledger.take(0.0, 0.0)] == batch.jobs[:2]
     assert ledger.take(0.0, 0.0) is None
-    ledger.ended(batch.jobs[0], Outcome(), 1.0, 1.0)
+    _ended(ledger, batch.jobs[0], Outcome(), 1.0, 1.0)
     assert ledger.take(1.0, 1.0) is batch.jobs[2]
     assert ledger.take(1.0, 1.0) is None
 
@@ -83,7 +95,7 @@ def test_batches_take_turns_under_the_global_limit():
     while (job := ledger.take(0.0, 0.0)) is not None:
         order.append(job.batch.id)
         assert ledger.take(0.0, 0.0) is None
-        ledger.ended(job, Outcome(), 0.0, 0.0)
+        _ended(ledger, job, Outcome(), 0.0, 0.0)
     assert order == ["first", "second"] * 3
 
 
@@ -99,7 +111,7 @@ def test_a_shell_job_is_running_once_its_process_is():
 def test_an_illegal_move_raises_with_the_history_and_changes_nothing():
     ledger, batch, events = _admitted("p")
     job = ledger.take(0.0, 0.0)
-    ledger.ended(job, Outcome(), 1.0, 1.0)
+    _ended(ledger, job, Outcome(), 1.0, 1.0)
     heard, counts = list(events), dict(batch.counts)
     with pytest.raises(AssertionError, match="illegal move of job 0 of batch one: succeeded to running"):
         ledger.started(job, None, 2.0, 2.0)
@@ -111,17 +123,17 @@ def test_an_illegal_move_raises_with_the_history_and_changes_nothing():
 def test_a_retry_waits_for_its_delay_and_frees_its_place():
     ledger, batch, _ = _admitted("pp", workers=1)
     job = ledger.take(0.0, 0.0)
-    assert ledger.ended(job, _failed("retry", 5.0), 1.0, 1.0) == 6.0
-    assert (job.state, ledger.places) == ("waiting", 0)
+    assert _ended(ledger, job, _failed("retry", 5.0), 1.0, 1.0) == 6.0
+    assert (job.state, ledger.places.taken) == ("waiting", 0)
     other = ledger.take(1.0, 1.0)
     assert other is batch.jobs[1]
-    ledger.ended(other, Outcome(), 2.0, 2.0)
+    _ended(ledger, other, Outcome(), 2.0, 2.0)
     assert ledger.due(5.9) == 6.0
     assert ledger.take(5.9, 5.9) is None
     assert ledger.due(6.0) is None
     assert ledger.take(6.0, 6.0) is job
     assert job.attempt == 2
-    ledger.ended(job, Outcome(value=7), 7.0, 7.0)
+    _ended(ledger, job, Outcome(value=7), 7.0, 7.0)
     assert (job.state, job.value, job.error, batch.state) == ("succeeded", 7, None, "succeeded")
     assert job.told is None
 
@@ -129,7 +141,7 @@ def test_a_retry_waits_for_its_delay_and_frees_its_place():
 def test_a_cancelled_retry_is_not_waited_for():
     ledger, batch, _ = _admitted("p")
     job = ledger.take(0.0, 0.0)
-    ledger.ended(job, _failed("retry", 60.0), 1.0, 1.0)
+    _ended(ledger, job, _failed("retry", 60.0), 1.0, 1.0)
     ledger.stop(job, CANCELLED, 2.0, 2.0, 2.0)
     assert (job.state, job.told, batch.state) == ("cancelled", "cancelled", "cancelled")
     assert ledger.due(3.0) is None
@@ -138,10 +150,10 @@ def test_a_cancelled_retry_is_not_waited_for():
 def test_stop_skips_the_rest_and_abort_says_who_runs():
     ledger, batch, _ = _admitted("pppp", workers=2)
     first, second = ledger.take(0.0, 0.0), ledger.take(0.0, 0.0)
-    ledger.ended(first, _failed("stop"), 1.0, 1.0)
+    _ended(ledger, first, _failed("stop"), 1.0, 1.0)
     assert [job.state for job in batch.jobs] == ["failed", "running", "skipped", "skipped"]
     assert ledger.halt(batch, CANCELLED, 2.0, 2.0) == [second]
-    ledger.ended(second, Outcome(), 3.0, 3.0)
+    _ended(ledger, second, Outcome(), 3.0, 3.0)
     assert (second.state, batch.state) == ("succeeded", "failed")
 
 
@@ -152,7 +164,7 @@ def test_what_a_stopped_job_returns_changes_nothing():
         assert ledger.stop(job, why, 2.0, 1.0, 1.0) is True
         assert ledger.stop(job, CANCELLED, 1.0, 1.0, 1.0) is False
         assert job.grace == 1.0
-        ledger.ended(job, Outcome(value=5), 2.0, 2.0)
+        _ended(ledger, job, Outcome(value=5), 2.0, 2.0)
         assert (job.state, job.value, type(job.error)) == (state, None, kind)
 
 
@@ -160,8 +172,9 @@ def test_an_abandoned_job_frees_its_place_once():
     ledger, batch, _ = _admitted("p", max_workers=1)
     job = ledger.take(0.0, 0.0)
     ledger.stop(job, TIMED_OUT, 0.0, 1.0, 1.0)
-    ledger.abandon(job, 1.0, 1.0)
-    assert (ledger.places, ledger.abandoned, job.abandoned, batch.state) == (0, 1, True, "failed")
+    assert ledger.abandon(job, 1.0, 1.0)
+    ledger.decided(job, None, 1.0, 1.0)
+    assert (ledger.places.taken, ledger.abandoned, job.abandoned, batch.state) == (0, 1, True, "failed")
     ledger.stray_ended()
     assert ledger.abandoned == 0
 
@@ -169,19 +182,19 @@ def test_an_abandoned_job_frees_its_place_once():
 def test_an_abandoned_job_that_had_given_up_its_place_gives_up_no_other():
     ledger, batch, _ = _admitted("pp", max_workers=2)
     job, other = ledger.take(0.0, 0.0), ledger.take(0.0, 0.0)
-    ledger.give_place(job)
+    ledger.places.step_aside(job)
     ledger.stop(job, CANCELLED, 0.0, 1.0, 1.0)
     ledger.abandon(job, 1.0, 1.0)
-    assert (ledger.places, batch.running) == (1, 1)
-    ledger.ended(other, Outcome(), 2.0, 2.0)
-    assert (ledger.places, batch.running) == (0, 0)
+    assert (ledger.places.taken, batch.running) == (1, 1)
+    _ended(ledger, other, Outcome(), 2.0, 2.0)
+    assert (ledger.places.taken, batch.running) == (0, 0)
 
 
 def test_a_subscriber_that_comes_late_is_told_what_it_missed():
     ledger, batch, _ = _admitted("ppp", workers=2)
     first = ledger.take(0.0, 0.0)
     ledger.take(0.0, 0.0)
-    ledger.ended(first, Outcome(), 1.0, 1.0)
+    _ended(ledger, first, Outcome(), 1.0, 1.0)
     assert [event.type for event in ledger.replay(batch, 2.0)] == [
         "batch_started",
         "job_ended",
@@ -191,7 +204,7 @@ def test_a_subscriber_that_comes_late_is_told_what_it_missed():
 
 def test_a_late_subscriber_is_told_of_a_retry_that_waits():
     ledger, batch, _ = _admitted("p")
-    ledger.ended(ledger.take(0.0, 0.0), _failed("retry", 5.0), 1.0, 1.0)
+    _ended(ledger, ledger.take(0.0, 0.0), _failed("retry", 5.0), 1.0, 1.0)
     told = ledger.replay(batch, 2.0)[-1]
     assert (told.type, told.error) == ("job_retrying", "ValueError: no")
 
@@ -224,9 +237,9 @@ def test_a_job_whose_end_was_cut_short_by_a_bug_is_ended_to_the_end(monkeypatch)
     with monkeypatch.context() as broken:
         broken.setattr(ledger, "_finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            ledger.ended(job, Outcome(), 1.0, 1.0)
+            _ended(ledger, job, Outcome(), 1.0, 1.0)
     ledger.crashed(set(), ValueError("bug"), 2.0, 2.0)
-    assert (job.state, batch.open_jobs, ledger.places) == ("succeeded", 1, 0)
+    assert (job.state, batch.open_jobs, ledger.places.taken) == ("succeeded", 1, 0)
     assert isinstance(events[-1], JobEnded)
     assert ledger.take(3.0, 3.0) is batch.jobs[1]
 
@@ -236,29 +249,30 @@ def test_what_is_ready_fails_where_nobody_can_run_it_and_what_runs_goes_on():
     job = ledger.take(0.0, 0.0)
     ledger.fail_ready(ValueError("no threads"), 1.0, 1.0)
     assert [one.state for one in batch.jobs] == ["running", "failed", "failed"]
-    ledger.ended(job, Outcome(), 2.0, 2.0)
+    _ended(ledger, job, Outcome(), 2.0, 2.0)
     assert batch.state == "failed"
 
 
 def test_a_place_that_was_given_up_comes_back_before_anything_new_starts():
     ledger, batch, _ = _admitted("pp", workers=1)
     job = ledger.take(0.0, 0.0)
-    assert ledger.want_place(job) is None  # it has it
-    assert ledger.give_place(job)
-    assert not ledger.give_place(job)
-    bell = ledger.want_place(job)
+    bell = SimpleQueue()
+    assert ledger.places.step_back(job, bell)  # it has it
+    ledger.places.step_aside(job)
+    assert ledger.places.step_back(job, bell)
     assert (bell.get_nowait(), batch.running, ledger.take(1.0, 1.0)) == (None, 1, None)
 
 
 def test_a_callable_that_ended_while_it_wanted_its_place_back_has_none():
     ledger, batch, _ = _admitted("ppp", workers=1)
     job = ledger.take(0.0, 0.0)
-    ledger.give_place(job)
+    ledger.places.step_aside(job)
     other = ledger.take(1.0, 1.0)
-    bell = ledger.want_place(job)
+    bell = SimpleQueue()
+    assert not ledger.places.step_back(job, bell)
     ledger.stop(job, CANCELLED, 0.0, 2.0, 2.0)
     ledger.abandon(job, 2.0, 2.0)
-    ledger.ended(other, Outcome(), 3.0, 3.0)
+    _ended(ledger, other, Outcome(), 3.0, 3.0)
     assert (bell.qsize(), batch.running) == (0, 0)
     assert ledger.take(4.0, 4.0) is batch.jobs[2]
 
@@ -293,7 +307,7 @@ def test_whatever_happens_the_counters_add_up_and_every_job_ends_once(seed):
                 outcome.could_not_start = True
             else:
                 outcome = dice.choice((Outcome(), _failed(), _failed("retry", 3.0), _failed("stop")))
-            ledger.ended(job, outcome, now, now)
+            _ended(ledger, job, outcome, now, now)
         elif verb == "stop":
             batch = dice.choice(batches)
             if batch.jobs:
@@ -302,7 +316,7 @@ def test_whatever_happens_the_counters_add_up_and_every_job_ends_once(seed):
                 ledger.stop(job, why, 1.0, now, now)
         elif verb == "halt":
             ledger.halt(dice.choice(batches), dice.choice((CANCELLED, SKIPPED)), now, now)
-        assert ledger.places == len(held) <= limit
+        assert ledger.places.taken == len(held) <= limit
         for batch in batches:
             assert batch.running <= batch.workers
             assert sum(batch.counts.values()) == len(batch.jobs)

@@ -7,7 +7,7 @@ it is) is judged by rules: nobody waits who could run, and no batch is served tw
 import contextvars
 import copy
 import itertools
-from queue import Empty
+from queue import Empty, SimpleQueue
 
 import pytest
 from hypothesis import strategies as st
@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from arrea_nb._commands import BadCommand, PythonCall, ShellCommand
 from arrea_nb._ledger import Ledger
+from arrea_nb._options import BatchOptions
 from arrea_nb._policy import Decision, Policy
 from arrea_nb._records import BatchRecord, JobRecord, Outcome
 from arrea_nb.errors import InvalidCommandError, JobCancelled, JobTimeout
@@ -97,7 +98,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(kinds=st.lists(st.sampled_from("ppssb"), max_size=7), workers=st.integers(1, 3))
     def admit(self, kinds, workers):
         key = f"batch {next(self.numbers)}"
-        batch = BatchRecord(key, "", Policy(), workers, 30.0, contextvars.Context())
+        options = BatchOptions(workers=workers, policy=Policy(on_error=str))  # the test says what comes next
+        batch = BatchRecord(key, options, contextvars.Context())
         batch.jobs = [JobRecord(batch, at, MAKE[kind](), None) for at, kind in enumerate(kinds)]
         batch.heard = True
         models = [Model(job, kind) for job, kind in zip(batch.jobs, kinds, strict=True)]
@@ -110,7 +112,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def take(self):
         waiting = {key: self.next_of(key) for key in self.batches}
         waiting = {key: model for key, model in waiting.items() if model is not None}
-        room = self.places() < self.ledger.max_workers
+        room = self.places() < self.ledger.places.most
         job = self.ledger.take(self.now, self.now)
         if job is None:
             assert not (waiting and room), f"{list(waiting)} could run, and nothing was taken"
@@ -158,9 +160,10 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         error = None if step == "none" else ValueError(step)
         outcome = Outcome(None, error)
-        if step not in {"none", "crash"}:
-            outcome.decision = Decision(step, delay)
         due = self.ledger.ended(model.job, outcome, self.now, self.now)
+        if model.job.asking:
+            decision = None if step in {"none", "crash"} else Decision(step, delay)
+            due = self.ledger.decided(model.job, decision, self.now, self.now)
         state = model.stop or ("succeeded" if error is None else "failed")
         self.conclude(model, state, step if error is not None else "none", delay, due)
 
@@ -171,8 +174,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         outcome = Outcome(None, OSError("no"))
         outcome.could_not_start = True
-        outcome.decision = Decision(step)
         due = self.ledger.ended(model.job, outcome, self.now, self.now)
+        if model.job.asking:
+            due = self.ledger.decided(model.job, Decision(step), self.now, self.now)
         model.attempt -= 1
         state = "cancelled" if model.stop == "cancelled" else "failed"
         self.conclude(model, state, "continue" if step == "retry" else step, 0.0, due)
@@ -244,7 +248,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def abandon(self, number):
         model = self.any_of(number, lambda one: one.held and one.kind == "p" and one.stop)
         if model is not None:
-            self.ledger.abandon(model.job, self.now, self.now)
+            if self.ledger.abandon(model.job, self.now, self.now):
+                self.ledger.decided(model.job, Decision("continue"), self.now, self.now)
             self.strays += 1
             self.end(model, model.stop)
 
@@ -258,14 +263,17 @@ class LedgerMachine(RuleBasedStateMachine):
     def give_place(self, number):
         model = self.any_of(number, lambda one: one.held and one.kind == "p" and one.bell is None)
         if model is not None:
-            assert self.ledger.give_place(model.job) is not model.away
+            if not model.away:
+                self.ledger.places.step_aside(model.job)
             model.away = True
 
     @rule(number=pick)
     def want_place(self, number):
         model = self.any_of(number, lambda one: one.held and one.away and one.bell is None)
         if model is not None:
-            model.bell = self.ledger.want_place(model.job)
+            bell = SimpleQueue()
+            if not self.ledger.places.step_back(model.job, bell) or bell.qsize():
+                model.bell = bell
             assert (model.bell is None) == (model.stop is not None)
 
     @rule(number=pick, text=st.sampled_from(["", "x"]))
@@ -354,15 +362,15 @@ class LedgerMachine(RuleBasedStateMachine):
                     model.bell = None  # the Leader wakes it
                     continue
                 batch, models = self.batches[model.job.batch.id]
-                full = self.places() >= self.ledger.max_workers or self.running(models) >= batch.workers
+                full = self.places() >= self.ledger.places.most or self.running(models) >= batch.workers
                 assert full, "there is a place for who wants it back"
-        assert self.ledger.places == self.places() <= self.ledger.max_workers
+        assert self.ledger.places.taken == self.places() <= self.ledger.places.most
         for batch, models in self.batches.values():
             assert batch.running == self.running(models) <= batch.workers
         waiting = [self.next_of(key) for key in self.batches]
-        if any(waiting) and self.places() < self.ledger.max_workers:
-            assert self.ledger.wanted() > 0
-            assert self.ledger.wanting
+        if any(waiting) and self.places() < self.ledger.places.most:
+            assert self.ledger.places.wanted() > 0
+            assert self.ledger.places.wanting
         for pair in list(self.served):
             if pair[0] not in self.batches or self.next_of(pair[0]) is None:
                 del self.served[pair]
@@ -419,8 +427,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.events_tell_it_in_order()
         assert not self.models(lambda one: one.state not in ENDED)
         assert all(self.heard[key]["ended"] for key in self.batches)
-        assert self.ledger.places == 0
-        assert not self.ledger._returning or all(not job.away for job, _ in self.ledger._returning)
+        assert self.ledger.places.taken == 0
+        assert not self.ledger.places._returning or all(not job.away for job, _ in self.ledger.places._returning)
 
 
 TestLedger = LedgerMachine.TestCase

@@ -20,6 +20,7 @@ from nbclient.exceptions import CellExecutionError
 from traitlets.config import Config
 
 import arrea_nb
+from arrea_nb import _views
 from arrea_nb.errors import BatchFailed
 from arrea_nb.events import JobState
 from arrea_nb.notebook import _cells
@@ -100,7 +101,7 @@ def notebook(capsys, tmp_path, monkeypatch):
     shell = Shell.instance(config=config, colors="nocolor")
     notebook = Notebook(shell, capsys)
     shell.run_line_magic("load_ext", "arrea_nb")
-    arrea_nb.Leader.instance().show_with(notebook.show)
+    _views.show_with(notebook.show)
     yield notebook
     for view in notebook.views:
         view.batch.cancel()

@@ -12,6 +12,7 @@ import pytest
 from comm import DummyComm
 from IPython.core.events import EventManager, available_events
 
+from arrea_nb import _views
 from arrea_nb._leader import Leader
 from arrea_nb.notebook import _live, _presenter, _stage
 from arrea_nb.notebook._live import Frames, LiveView
@@ -101,15 +102,15 @@ def sent(monkeypatch):
 def leader():
     with Leader(grace=0.1) as made:
         yield made
-        made.show_with(None)
+        _views.show_with(None)
 
 
 @pytest.fixture
 def presenter(shell, leader, shown, sent):
     made = Presenter(shell)
-    leader.show_with(made.show, made.widget, made.waited)
+    _views.show_with(made.show, made.widget, made.waited)
     yield made
-    for batch in leader.batches():
+    for batch in leader._engine.batches():
         batch.cancel()
         assert batch.wait(LONG)
     made.close()
@@ -174,14 +175,14 @@ def test_without_a_browser_no_frame_is_built(leader, presenter, sent, monkeypatc
 
 def test_finish_shows_one_summary_however_many_ask_for_it(leader, presenter, shown):
     batch = leader.execute(["true"])
-    view = leader.show(batch)
+    view = _views.show(batch)
     assert batch.wait(LONG)
     asking = [threading.Thread(target=view.finish) for _ in range(8)]
     for thread in asking:
         thread.start()
     for thread in asking:
         thread.join(LONG)
-    leader.waited(batch)
+    _views.waited(batch)
     assert len(summaries(shown)) == 1
 
 
@@ -199,7 +200,7 @@ def test_a_batch_that_is_over_shows_its_summary_as_often_as_asked(leader, presen
 
 def test_a_cell_that_ends_before_its_batch_leaves_a_text_that_stays_true(leader, presenter, shell, shown):
     batch = leader.execute(["sleep 60", "sleep 61"])
-    leader.show(batch)
+    _views.show(batch)
     assert promises(shown) == []
     shell.end_cell()
     assert [item.data for item in promises(shown)] == [
@@ -212,7 +213,7 @@ def test_a_batch_that_is_over_soon_leaves_its_summary_in_the_cell_that_shows_it(
     leader, presenter, shell, shown
 ):
     batch = leader.execute(["sleep 0.05"])
-    leader.show(batch)
+    _views.show(batch)
     shell.end_cell()
     assert promises(shown) == []
     shell.begin_cell()
@@ -224,7 +225,7 @@ def test_an_interrupt_at_the_end_of_a_cell_is_no_error(leader, presenter, shell,
     monkeypatch.setattr(_presenter, "_PATIENCE", LONG)
     gate = threading.Event()
     batch = leader.execute([gate.wait], timeout=None)
-    leader.show(batch)
+    _views.show(batch)
 
     def press():
         while not batch._record.latches:
@@ -245,7 +246,7 @@ def test_with_a_browser_the_summary_comes_later_to_the_cell_of_the_view(
 ):
     cell.set("first")
     batch = leader.execute(["sleep 60"])
-    leader.show(batch)
+    _views.show(batch)
     say(batch.widget, kind="hello")
     sent.wait_for(lambda item: item.kind == "picture")
     shell.end_cell()
@@ -263,7 +264,7 @@ def test_with_a_browser_the_summary_comes_later_to_the_cell_of_the_view(
 def test_without_a_browser_the_first_wait_in_a_later_cell_shows_the_summary(leader, presenter, shell, shown):
     cell.set("first")
     batch = leader.execute(["sleep 60"])
-    leader.show(batch)
+    _views.show(batch)
     shell.end_cell()
     batch.cancel()
     shown.wait_for(lambda item: "text/html" in item.data)
@@ -282,7 +283,7 @@ def test_after_the_page_was_loaded_again_the_first_wait_shows_the_summary(
     leader, presenter, shell, shown, sent
 ):
     batch = leader.execute(["sleep 60"])
-    leader.show(batch)
+    _views.show(batch)
     shell.end_cell()
     for pictures, client in enumerate(("before", "after"), start=1):
         batch.widget._handle_custom_msg({"kind": "hello", "client": client}, [])
@@ -297,7 +298,7 @@ def test_after_the_page_was_loaded_again_the_first_wait_shows_the_summary(
 
 def test_wait_in_the_cell_of_the_view_shows_the_summary_there(leader, presenter, shell, shown):
     batch = leader.execute(["true"])
-    leader.show(batch)
+    _views.show(batch)
     assert batch.wait(LONG)
     assert len(summaries(shown)) == 1
     shell.end_cell()
@@ -312,7 +313,7 @@ def test_wait_on_a_batch_that_was_never_shown_shows_nothing(leader, presenter, s
 
 def test_wait_in_a_thread_leaves_the_cell_alone(leader, presenter, shown):
     batch = leader.execute(["sleep 60"])
-    view = leader.show(batch)
+    view = _views.show(batch)
     batch.cancel()
     thread = threading.Thread(target=batch.wait)
     thread.start()
@@ -444,7 +445,7 @@ def test_a_command_is_acknowledged_as_often_as_it_comes_and_carried_out_once(lea
         say(view, kind="command", ref="r1", verb="retry_failed")
     sent.wait_for(lambda _: sum(item.kind == "ack" for item in sent.items) == 3)
     assert {(item.message["ref"], item.message["error"]) for item in sent.items} == {("r1", None)}
-    assert len(leader.batches()) == 2
+    assert len(leader._engine.batches()) == 2
 
 
 def test_cancel_and_set_workers_do_what_they_say(leader, presenter, sent):
@@ -538,7 +539,7 @@ def test_c21_the_thread_is_replaced_when_it_dies(leader, presenter, shell, shown
     view = other.widget
     with monkeypatch.context() as patch:
         patch.setattr(LiveView, "step", deadly)
-        leader.show(batch)
+        _views.show(batch)
         died.wait_for(lambda _: True)
     say(view, kind="hello")
     shell.end_cell()
@@ -552,7 +553,7 @@ def test_old_models_are_closed(leader, presenter, monkeypatch):
     views = []
     for _ in range(6):
         batch = leader.execute(["sleep 0.01"])
-        view = leader.show(batch)
+        view = _views.show(batch)
         views.append(batch.widget)
         assert batch.wait(LONG)
         view.finish()
@@ -562,9 +563,9 @@ def test_old_models_are_closed(leader, presenter, monkeypatch):
 
 def test_close_lets_go_of_everything_and_can_be_repeated(leader, shell, shown, sent):
     presenter = Presenter(shell)
-    leader.show_with(presenter.show, presenter.widget, presenter.waited)
+    _views.show_with(presenter.show, presenter.widget, presenter.waited)
     batch = leader.execute(["sleep 60"])
-    leader.show(batch)
+    _views.show(batch)
     presenter.close()
     presenter.close()
     wait_idle()
@@ -591,14 +592,14 @@ def test_each_leader_shows_its_own_batches(presenter, leader, shown):
 def test_in_a_terminal_a_cell_that_does_not_wait_leaves_the_prompt_alone(leader, shown, capsys):
     shell = Shell(kernel=False)
     presenter = Presenter(shell)
-    leader.show_with(presenter.show, presenter.widget, presenter.waited)
+    _views.show_with(presenter.show, presenter.widget, presenter.waited)
     batch = leader.execute(["sleep 60"])
-    leader.show(batch)
+    _views.show(batch)
     shell.end_cell()
     assert len(promises(shown)) == 1
     batch.cancel()
     while not batch.done():
-        batch._host.await_end(batch._record, None, LONG)
+        batch._host.await_end(batch._record, LONG)
     wait_idle()
     assert summaries(shown) == []
     shell.begin_cell()

@@ -23,7 +23,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
-from arrea_nb._batch import Batch
+from arrea_nb._batch import Batch, record_of
 from arrea_nb._records import OutputView
 from arrea_nb.events import JobState
 from arrea_nb.notebook._usage import Usage
@@ -67,7 +67,7 @@ class Frames:
     def __init__(self, batch: Batch) -> None:
         self._batch = batch
         # The records and not the Jobs: of a large batch thousands of rows are made a second.
-        self._jobs = batch._record.jobs  # noqa: SLF001
+        self._jobs = record_of(batch).jobs
         self._usage = Usage()
         self.due = math.inf
         self._number = 0
@@ -195,6 +195,8 @@ class Frames:
             more["message"] = job.message[:500]
         if job.note is not None:
             more["note"] = job.note
+        if job.asking:
+            more["asking"] = True
         if running and index in self._usage.of:
             more["cpu"], more["memory"] = self._usage.of[index]
         if past:
@@ -207,7 +209,7 @@ class Frames:
         if job.told and job.told != state.value and (state.ended or state is JobState.WAITING):
             more["error"] = job.told
         # Without a dictionary in it the garbage collector need not look at it again: a batch has thousands.
-        told = (row[1], job.attempt, row[3], None if running else row[4], more or None)
+        told = (row[1], job.attempt, row[3], None if running and not job.asking else row[4], more or None)
         if state is JobState.WAITING and job.due is not None:
             more = {**more, "due": max(0.0, job.due - clock)}
         if more:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from arrea_nb._batch import record_of
 from arrea_nb.notebook._words import in_states, one_line, plain, state_name
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def table(batches: Sequence[Batch]) -> str:
 
 
 def _age(batch: Batch) -> str:
-    seconds = time.monotonic() - batch._record.clock  # noqa: SLF001 - the time of day may have been set
+    seconds = time.monotonic() - record_of(batch).clock  # the time of day may have been set
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= size:
             return f"{seconds // size:.0f} {unit}"

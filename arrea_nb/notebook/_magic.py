@@ -21,7 +21,10 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from IPython.core import magic_arguments
 from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
 
-from arrea_nb._leader import Leader
+from arrea_nb import _views
+from arrea_nb._engine import Engine
+from arrea_nb._leader import Leader, engine_of
+from arrea_nb._section import HoldInterrupts
 from arrea_nb.errors import ArreaError, BatchFailed, TooManyCommandsError
 from arrea_nb.events import JobState
 from arrea_nb.notebook._cells import (
@@ -126,19 +129,21 @@ class ArreaMagics(Magics):
             _write(numbered(commands))
             return
         leader = Leader.instance()
+        engine = engine_of(leader)
         origin = _Origin(self._cell(line, cell), raises=not options.no_raise)
-        self._tell_what_still_runs(leader, origin.cell)
+        self._tell_what_still_runs(engine, origin.cell)
         batch: Batch | None = None
         try:
-            with leader.uninterrupted():
+            with HoldInterrupts():
                 batch = _executed(leader, commands, with_options)
                 self._keep(batch, options.out, origin)
-                view = leader.show(batch)
+                view = _views.show(batch)
                 try:
-                    if not options.bg or leader.interrupted:
-                        leader.see_out(batch)
+                    if not options.bg or HoldInterrupts.came():
+                        engine.see_out(batch)
+                        _views.waited(batch)
                 finally:
-                    if view is not None and (not options.bg or leader.interrupted):
+                    if view is not None and (not options.bg or HoldInterrupts.came()):
                         view.finish()
         except KeyboardInterrupt as interrupt:
             if batch is not None:
@@ -154,22 +159,22 @@ class ArreaMagics(Magics):
     def manage(self, line: str) -> None:
         """Lists the batches, or shows one, waits for it, cancels it, or prints what its jobs printed."""
         options = parsed_line(self.manage, line)
-        leader = Leader.instance()
+        engine = engine_of(Leader.instance())
         if options.verb is None:
-            _write(table(leader.batches()))
+            _write(table(engine.batches()))
             return
         try:
-            batch = leader.batch(options.batch or "")
+            batch = engine.batch(options.batch or "")
         except ArreaError as problem:
             raise UsageError(f"%arrea {options.verb}: {problem}") from None
         if options.verb == "show":
-            leader.show(batch)
+            _views.show(batch)
         elif options.verb == "cancel":
-            _cancel(leader, batch)
+            _cancel(engine, batch)
         elif options.verb == "log":
             _write(logged(batch))
         else:
-            self._wait(leader, batch)
+            self._wait(engine, batch)
 
     def report_failures(self) -> None:
         """Sees to it that a BatchFailed is an error of its cell; IPython only prints groups to stderr."""
@@ -193,26 +198,26 @@ class ArreaMagics(Magics):
 
     def leave(self) -> None:
         """Ends the views, and puts back what `report_failures` changed, unless somebody changed it since."""
-        Leader.show_with(None)
+        _views.show_with(None)
         self._presenter.close()
         if self._before is not None and BatchFailed in self._shell.custom_exceptions:
             self._shell.custom_exceptions, self._shell.CustomTB = self._before
         self._before = None
 
-    def _wait(self, leader: Leader, batch: Batch) -> None:
+    def _wait(self, engine: Engine, batch: Batch) -> None:
         try:
-            with leader.uninterrupted():
-                view = leader.show(batch)
+            with HoldInterrupts():
+                view = _views.show(batch)
             batch.wait()
         except KeyboardInterrupt as interrupt:
-            _shown_in_one_line(interrupt, f"batch {_short(leader, batch)} goes on")
+            _shown_in_one_line(interrupt, f"batch {_short(engine, batch)} goes on")
             raise
         if view is not None:
             view.finish()
         origin = self._origins.get(batch.id)
         if origin is None or origin.raises:
             latest = self._shell.user_ns.get("_arrea") is batch
-            _raise_if_failed(batch, "_arrea" if latest else _short(leader, batch))
+            _raise_if_failed(batch, "_arrea" if latest else _short(engine, batch))
 
     def _commands(self, options: Namespace, cell: str) -> list[Any]:
         if options.python:
@@ -259,12 +264,12 @@ class ArreaMagics(Magics):
         metadata = {} if get_parent is None else get_parent().get("metadata") or {}
         return str(metadata.get("cellId") or f"{line}\n{cell}")
 
-    def _tell_what_still_runs(self, leader: Leader, cell: str) -> None:
-        known = {batch.id: batch for batch in leader.batches()}
-        self._origins = {key: origin for key, origin in self._origins.items() if key in known}
+    def _tell_what_still_runs(self, engine: Engine, cell: str) -> None:
+        known = engine.ledger.live
+        self._origins = {key: one for key, one in self._origins.items() if key in engine.ledger.batches}
         for key, origin in self._origins.items():
-            if origin.cell == cell and not known[key].done():
-                short = _short(leader, known[key])
+            if origin.cell == cell and key in known:
+                short = _short(engine, engine.batch(key))
                 sys.stderr.write(f"batch {short} from this cell still runs: %arrea cancel {short}\n")
 
     def _keep(self, batch: Batch, out: str | None, origin: _Origin) -> None:
@@ -310,18 +315,18 @@ def _shown_in_one_line(problem: BaseException, message: str) -> None:
     setattr(problem, hook, lambda: [f"{type(problem).__name__}: {message}"])
 
 
-def _cancel(leader: Leader, batch: Batch) -> None:
+def _cancel(engine: Engine, batch: Batch) -> None:
     if batch.done():
-        _write(f"batch {_short(leader, batch)} has ended already: {batch.state}\n")
+        _write(f"batch {_short(engine, batch)} has ended already: {batch.state}\n")
         return
     going = sum(number for state, number in batch.counts.items() if not state.ended)
     batch.cancel()
-    _write(f"batch {_short(leader, batch)}: {counted(going, 'job')} cancelled\n")
+    _write(f"batch {_short(engine, batch)}: {counted(going, 'job')} cancelled\n")
 
 
-def _short(leader: Leader, batch: Batch) -> str:
+def _short(engine: Engine, batch: Batch) -> str:
     """The first digits of its id, so many that they name no other batch."""
-    others = [one.id for one in leader.batches() if one.id != batch.id]
+    others = [one.id for one in engine.batches() if one.id != batch.id]
     length = 4
     while length < len(batch.id) and any(other.startswith(batch.id[:length]) for other in others):
         length += 1
@@ -341,7 +346,7 @@ def load(shell: InteractiveShell) -> None:
     configurables: list[Any] = shell.configurables
     configurables.append(leader)
     presenter = Presenter(shell)
-    leader.show_with(presenter.show, presenter.widget, presenter.waited)
+    _views.show_with(presenter.show, presenter.widget, presenter.waited)
     magics = ArreaMagics(shell, presenter)
     shell.register_magics(magics)
     magics.report_failures()

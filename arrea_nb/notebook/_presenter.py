@@ -1,6 +1,6 @@
 """The presenter: the only one who knows both the Leader and the views.
 
-    Leader.show ──▶ Presenter.show ──▶ a stage: the batch, its watch, its live or console view
+    _views.show ──▶ Presenter.show ──▶ a stage: the batch, its watch, its live or console view
                                          │
     marks, clicks ──▶ bell ──▶ the one thread ──▶ stage.step ──▶ a few frames a second
 
@@ -43,7 +43,7 @@ class Presenter:
 
     Example:
         >>> presenter = Presenter(get_ipython())                    # doctest: +SKIP
-        >>> leader.show_with(presenter.show, presenter.widget, presenter.waited)    # doctest: +SKIP
+        >>> _views.show_with(presenter.show, presenter.widget, presenter.waited)    # doctest: +SKIP
     """
 
     def __init__(self, shell: InteractiveShell) -> None:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from IPython.display import publish_display_data
 
-from arrea_nb._batch import Batch
-from arrea_nb._leader import Leader
+from arrea_nb._batch import Batch, host_of
+from arrea_nb._engine import Engine
+from arrea_nb._section import HoldInterrupts
 from arrea_nb.notebook import _summary
 from arrea_nb.notebook._console import ConsoleView
 from arrea_nb.notebook._live import LiveView
@@ -83,7 +84,7 @@ class Showing:
         if not self.bound:
             return
         if not self._finished and self._stage is not None:
-            with contextlib.suppress(KeyboardInterrupt), leader_of(self._batch).uninterrupted():
+            with contextlib.suppress(KeyboardInterrupt), HoldInterrupts():
                 self._batch.wait(max(0.0, patience - time.monotonic()))  # which ends this showing too
         self.bound = False
         if self._finished or self._stage is None:
@@ -94,7 +95,7 @@ class Showing:
 
     def finish(self) -> None:
         """Shows the summary in the cell that runs here."""
-        with leader_of(self._batch).uninterrupted(), self._lock:
+        with HoldInterrupts(), self._lock:
             if self._finished:
                 return
             self._finished = True
@@ -149,7 +150,7 @@ class Stage:
         self.browser = browser
         self.showings: tuple[Showing, ...] = ()
         self.stored = False
-        self._leader = leader_of(batch)
+        self._engine = engine_of(batch)
         self.wake = wake
         self._show = show
         self._context = contextvars.copy_context()
@@ -157,7 +158,7 @@ class Stage:
         self._console: ConsoleView | None = None
         self._broken = False
         # One thread listens to all batches, so all marks ring the presenter's bell.
-        self._watch: Watch | None = self._leader.watch(batch, bell)
+        self._watch: Watch | None = self._engine.watch(batch, bell)
 
     @property
     def wanted(self) -> bool:
@@ -182,7 +183,7 @@ class Stage:
                 "cancel": lambda asked: self.batch[_whole(asked, "job")].cancel(),
                 "cancel_all": lambda _: self.batch.cancel(),
                 "retry_failed": lambda _: self._show(self.batch.retry_failed()),
-                "set_workers": lambda asked: self._leader.set_workers(
+                "set_workers": lambda asked: self._engine.set_workers(
                     self.batch.id, _whole(asked, "workers")
                 ),
             }
@@ -251,9 +252,9 @@ def _blank(display_id: str) -> None:
     _publish({"text/plain": ""}, transient={"display_id": display_id}, update=True)
 
 
-def leader_of(batch: Batch) -> Leader:
-    """The Leader of a batch: not always the kernel's own."""
-    return cast(Leader, batch._host)  # noqa: SLF001 - Batch shows its users no Leader
+def engine_of(batch: Batch) -> Engine:
+    """The engine of a batch: not always that of the kernel's own Leader."""
+    return cast(Engine, host_of(batch))
 
 
 def _whole(asked: Mapping[str, Any], key: str) -> int:

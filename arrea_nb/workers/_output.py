@@ -109,6 +109,11 @@ class Output:
         with self._lock:
             self._closed = True
 
+    def reopen(self) -> None:
+        """More comes after all: its policy is asked, and prints."""
+        with self._lock:
+            self._closed = False
+
     def read(self, stream: int | None = None) -> bytes:
         """All of stdout (0), of stderr (1), or of both in the order in which they were read."""
         cut = self._cut  # before the picture: what was dropped came after it

@@ -1,130 +1,153 @@
-"""One callable: its context, its deadline, its stop.
+"""One callable in this thread, and whatever else of the user's a worker calls: the policy that is asked.
 
-Guarantees: each attempt runs in a fresh copy of the context in which its batch was submitted; what it
-prints goes to its own output and is dropped after its end; a coroutine runs in a loop of its own. When the
-job is stopped `StopJob` is raised in it (see `_threads.py` for when), which `except Exception` does not
-catch; a coroutine is cancelled through its loop instead. Tracebacks begin in the user's code.
+Guarantees: each attempt runs in a fresh copy of the context in which its batch was submitted, and so does each
+asking of a policy; what it prints goes to its job's output and is dropped after its end; an awaitable runs in a
+loop of its own. When the job is stopped `StopJob` is raised in it (see `_slot.py` for when), which `except
+Exception` does not catch; a coroutine is cancelled through its loop instead. An error is put into words where
+it was raised, so that a `__str__` that hangs is stopped as the callable is. Tracebacks begin in the user's code.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
+import traceback
+from collections.abc import Awaitable
 from pathlib import Path
 from types import CoroutineType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from arrea_nb._commands import PythonCall, awaitable, short_repr, unrun
+from arrea_nb._policy import ANSWERS, STEPS, Decision
 from arrea_nb._progress import ProgressReader, running
-from arrea_nb._records import Desk, JobRecord, Outcome, brief
-from arrea_nb.errors import JobCrashed
+from arrea_nb._records import BatchRecord, Desk, JobRecord, Latch, Outcome, brief, trace_of, with_trace
+from arrea_nb._section import Stop
+from arrea_nb.errors import InvalidCommandError, JobCancelled, JobCrashed
+from arrea_nb.workers._slot import Slot, Thread
 
-if TYPE_CHECKING:
-    from arrea_nb.workers._threads import Worker
-
+_log = logging.getLogger("arrea_nb")
 _OURS = str(Path(__file__).resolve().parent.parent)
 _ASYNCIO = str(Path(asyncio.__file__).resolve().parent)
+# Values of these types are nothing that still has to be run.
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict})
+# Held while an attempt makes its output, which several of its threads may do at once.
+_making = threading.Lock()
 
 
-class _Here(threading.local):
-    worker: Worker | None = None
+class Attempt(Slot):
+    """The slot, as what runs in it sees it (a `Reporter`)."""
 
+    _output: Any = None
+    _readers: tuple[ProgressReader, ProgressReader] | None = None
+    _reading: Any = None  # guards the readers
 
-here = _Here()
-"""Which worker this thread is, if it is one."""
-
-
-class StopJob(BaseException):
-    """Raised in a callable at its deadline or when it is cancelled. Private: nobody should catch it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        # It is made when it arrives. Until then it is pending, and can be taken back.
-        if here.worker is not None:
-            here.worker.arrived = True
-
-
-class _Running:
-    """The attempt, as what runs in it sees it (a `Reporter`)."""
-
-    __slots__ = ("_desk", "_job", "_output", "_readers", "open", "worker")
-
-    def __init__(self, job: JobRecord, desk: Desk, worker: Worker) -> None:
-        self._job = job
-        self._desk = desk
-        self._output: Any = None
-        self._readers: dict[int, ProgressReader] | None = None
-        self.worker = worker
-        self.open = True
+    def __init__(self, job: JobRecord, desk: Desk, thread: Thread, ident: int) -> None:
+        self.thread = thread
+        self.job = job
+        self.desk = desk
+        self.ident = ident
 
     def progressed(self, fraction: float | None, done: float, total: float | None, message: str) -> None:
-        if self.open:
-            self._desk.progressed(self._job, fraction, done, total, message)
+        """It told its progress."""
+        if not self.over:
+            self.desk.progressed(self.job, fraction, done, total, message)
 
     def wrote(self, stream: int, text: str) -> None:
-        if not self.open or not text:
+        """It printed; from any of its threads."""
+        if self.over or not text:
             return
         data = text.encode("utf-8", "backslashreplace")
-        with self._desk.sheltered(self.worker):
+        with self.desk.sheltered(self):
+            output = self._output or self._open()
+            output.write(stream, data)
+            self.desk.printed(self.job, stream, text, self._read(stream, data))
+
+    def _open(self) -> Any:
+        with _making:
             if self._output is None:
-                self._output = self._job.output = self._desk.new_output()
-                self._readers = {0: ProgressReader(), 1: ProgressReader()}
-            self._output.write(stream, data)
-            fraction = None if self._readers is None else self._readers[stream].feed(data)
-            self._desk.printed(self._job, stream, text, fraction)
+                job = self.job
+                if job.output is None:
+                    job.output = self.desk.new_output()
+                elif job.asking:
+                    job.output.reopen()  # a process has ended it
+                self._readers = (ProgressReader(), ProgressReader())
+                self._reading = threading.Lock()
+                self._output = job.output
+            return self._output
+
+    def _read(self, stream: int, data: bytes) -> float | None:
+        """The progress in it. Where two threads print at once one of them goes unread, but not unkept."""
+        readers, reading = self._readers, self._reading
+        if readers is None or not reading.acquire(blocking=False):
+            return None
+        try:
+            return readers[stream].feed(data)
+        finally:
+            reading.release()
 
     def close(self) -> None:
         """It is over: what is written from now on is dropped."""
-        self.open = False
-        if self._output is not None:
-            # The frames of an error keep this object, also when the job is tried again: not its output.
-            self._output = _nowhere
+        super().close()
+        # The frames of an error keep this object, also when the job is tried again: not its output.
+        self._output = None
+
+    # What `_waits.py` and `_engine.py` want of whoever waits or executes
+
+    def step_aside(self, latch: Latch, batch: BatchRecord) -> bool:
+        """One of its threads waits for a batch. Returns whether it has to step back afterwards."""
+        return self.desk.step_aside(self, latch, batch)
+
+    def step_back(self, latch: Latch, bell: Latch) -> bool:
+        """It waited. Returns whether it may go on at once; else `bell` says when."""
+        return self.desk.step_back(self, latch, bell)
+
+    def check(self) -> None:
+        """Ends a thread of its own that waited while it was stopped; the callable's own thread has the exception.
+
+        Raises:
+            JobCancelled: In that case.
+        """
+        stopped = self.over or self.job.stop is not None
+        if stopped and threading.get_ident() != self.ident:
+            raise JobCancelled("the job that waited here was stopped")
+
+    def adopt(self, batch: BatchRecord, engine: Any) -> None:
+        """It executes a batch, which is its own from now on.
+
+        Raises:
+            JobCancelled: If it is abandoned.
+        """
+        self.desk.adopt(self, batch, engine)
 
 
-class _Nowhere:
-    """Takes what a thread that outlived its attempt still writes."""
-
-    def write(self, stream: int, data: bytes) -> None:
-        pass
-
-
-_nowhere = _Nowhere()
+def run_python(attempt: Attempt) -> Any:
+    """Runs the callable. Returns what it returned, or the Outcome of a failure."""
+    job = attempt.job
+    command = job.command
+    assert isinstance(command, PythonCall)  # noqa: S101 - for the type checker
+    return job.batch.context.copy().run(_call, command.function, attempt)
 
 
-def run_python(worker: Worker, job: JobRecord, desk: Desk) -> JobRecord | None:
-    """Runs the callable, reports its outcome, and returns the next job."""
-    attempt = _Running(job, desk, worker)
-    job.output = None
-    outcome = None
-    value = None
-    try:
-        try:
-            # From here on StopJob can come at any moment, until report() closes the slot.
-            worker.open = True
-            if job.stop is not None:
-                raise StopJob  # noqa: TRY301 - the order came before the slot was open
-            value = job.batch.context.copy().run(_call, job.command, attempt, worker)
-        except BaseException as raised:  # noqa: BLE001 - all of it is the job's outcome
-            outcome = _failed(job, desk, raised, worker)
-        attempt.close()
-        return desk.report(worker, job, outcome, value)
-    except StopJob:
-        # It came in one of the gaps above. An attempt gets it once, so now there is peace.
-        attempt.close()
-        return desk.report(worker, job, outcome, value)
-
-
-def _call(command: Any, attempt: _Running, worker: Worker) -> Any:
+def _call(function: Any, attempt: Attempt) -> Any:
     running.set(attempt)
-    value = command.function()
-    if isinstance(value, CoroutineType):
-        return _run_coroutine(value, worker)
-    return value
+    try:
+        value = function()
+        kind = type(value)
+        if kind in _PLAIN:
+            return value
+        if kind is CoroutineType or awaitable(value):
+            return _run_in_loop(value, attempt)
+        refused = unrun(value)
+    except BaseException as raised:  # noqa: BLE001 - all of it is the job's outcome
+        return _failed(attempt, raised)
+    return value if refused is None else _failed(attempt, InvalidCommandError(refused))
 
 
-def _run_coroutine(coroutine: Any, worker: Worker) -> Any:
+def _run_in_loop(value: Awaitable[Any], attempt: Attempt) -> Any:
     async def supervise() -> Any:
         loop = asyncio.get_running_loop()
-        task = asyncio.ensure_future(coroutine)
+        task = asyncio.ensure_future(value)
 
         def cancel() -> None:
             try:
@@ -132,8 +155,8 @@ def _run_coroutine(coroutine: Any, worker: Worker) -> Any:
             except RuntimeError:
                 return  # the loop is closed: the coroutine is over
 
-        worker.cancel_task = cancel
-        if worker.job is not None and worker.job.stop is not None:
+        attempt.bell = cancel
+        if attempt.job.stop is not None:
             task.cancel()
         return await task
 
@@ -141,27 +164,59 @@ def _run_coroutine(coroutine: Any, worker: Worker) -> Any:
         return asyncio.run(supervise())
     finally:
         # Here, and not under the lock: with the task goes what its user gave it.
-        worker.cancel_task = None
+        attempt.bell = None
 
 
-def _failed(job: JobRecord, desk: Desk, raised: BaseException, worker: Worker) -> Outcome:
-    """Reads the outcome out of what was raised, and asks the policy."""
-    if job.stop is not None:
-        if worker.lost or job.stop != "timed_out":
-            return Outcome(error=JobCrashed("stopped"))  # the ledger puts the right error in its place
-        error: Exception = desk.timeout_error(job)
-    elif isinstance(raised, Exception):
-        error = raised
-        error.__traceback__ = _users_part(error.__traceback__)
+def _failed(attempt: Attempt, raised: BaseException) -> Outcome:
+    """The outcome of what was raised, put into words in the attempt's own context."""
+    if attempt.job.stop is not None:
+        return Outcome()  # what stopped it says what it is
+    if issubclass(type(raised), Exception):
+        error = with_trace(raised, _users_part(trace_of(raised)))  # type: ignore[arg-type]  # mypy does not follow it
     else:
         error = JobCrashed(f"the callable raised {brief(raised)}")
-        raised.__traceback__ = _users_part(raised.__traceback__)
-        error.__cause__ = raised
-    decision = job.batch.policy.decide(error, job.attempt, desk.public(job))
+        error.__cause__ = with_trace(raised, _users_part(trace_of(raised)))  # type: ignore[arg-type]  # the same
     outcome = Outcome(None, error)
-    outcome.decision = decision
     outcome.told = brief(error)
     return outcome
+
+
+def ask_policy(attempt: Attempt) -> tuple[Decision | None, str | None]:
+    """Asks the callable of a policy what comes after a failure.
+
+    Returns:
+        What it said, and what the job's record should say if that cannot be taken: then the batch goes on.
+    """
+    return attempt.job.batch.context.copy().run(_ask, attempt)
+
+
+def _ask(attempt: Attempt) -> tuple[Decision | None, str | None]:
+    running.set(attempt)
+    job = attempt.job
+    verdict = job.verdict
+    policy = job.batch.options.policy
+    assert verdict is not None and callable(policy.on_error)  # noqa: S101, PT018 - for the type checker
+    problem: BaseException | None = None
+    try:
+        answer = policy.on_error(verdict.error, job.attempt, attempt.desk.public(job))
+        for word in ANSWERS:
+            # Its type first: an answer's own __eq__ is not asked.
+            if isinstance(answer, str) and str.__eq__(word, str.__str__(answer)):
+                return policy.after(job.attempt, word), None
+        said = f"expected one of {', '.join(STEPS)} or retry, got {short_repr(answer)}"
+    except Stop:
+        raise
+    except BaseException as raised:  # noqa: BLE001 - user code, whatever it raises
+        problem = raised
+        try:
+            said = "raised " + "".join(traceback.format_exception_only(raised)).strip()
+        except Exception:  # noqa: BLE001 - and whatever its words raise
+            said = f"raised {brief(raised)}"
+    try:
+        _log.error("policy.on_error: %s; the batch goes on", said, exc_info=problem)
+    except Exception:  # noqa: BLE001 - a handler of the user's, or a traceback that cannot be shown
+        return None, f"policy.on_error: {said}; the batch goes on"
+    return None, f"policy.on_error: {said}; the batch goes on"
 
 
 def _users_part(trace: TracebackType | None) -> TracebackType | None:

@@ -45,12 +45,10 @@ _REMEDIES = {
 
 
 def run_shell(worker: Worker, job: JobRecord, desk: Desk) -> Outcome:
-    """Runs the command of a shell job to its end, and asks the policy when it failed."""
+    """Runs the command of a shell job to its end."""
     outcome = _ShellRun(worker, job, desk).run()
     if outcome.error is not None:
         outcome.told = str(outcome.error)
-        if job.stop != "cancelled":
-            outcome.decision = job.batch.policy.decide(outcome.error, job.attempt, desk.public(job))
     return outcome
 
 
@@ -137,7 +135,7 @@ class _ShellRun:
         return Process(
             [batch.shell, "-c", command.line] if command.line is not None else command.argv,
             (out_end, err_end),
-            cwd=batch.cwd,
+            cwd=batch.options.cwd,
             env=batch.env,
             marks={
                 "ARREA_KERNEL_ID": self._desk.kernel_id,
@@ -151,7 +149,7 @@ class _ShellRun:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
         advice = f"; {_REMEDIES[number]}" if number in _REMEDIES else ""
-        where = self._job.batch.cwd
+        where = self._job.batch.options.cwd
         if where is not None and isinstance(error, FileNotFoundError) and error.filename == where:
             reason = f"its working directory {where} is gone"
             advice = "; make it again, or pass another cwd="
@@ -165,7 +163,7 @@ class _ShellRun:
     def _pump(self, process: Process, guard: Any) -> None:
         """Reads output until the process has exited and, when it is being stopped, its helpers too."""
         job = self._job
-        timeout = job.batch.timeout
+        timeout = job.batch.options.timeout
         deadline = None if timeout is None else (job.clock or 0.0) + timeout
         guard_fd = guard.pidfd
         for fd in (process.pidfd, self._wake):
@@ -329,10 +327,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def own_path(path: str) -> str:
-    """PATH with the directory of the kernel's own Python first, so that `python` is the notebook's."""
-    return (
-        os.pathsep.join([os.path.dirname(sys.executable), path]) if path else os.path.dirname(sys.executable)
-    )

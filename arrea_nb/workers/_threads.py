@@ -1,13 +1,8 @@
-"""Worker threads: take a job, run it, report, take the next.
+"""Worker threads: take a job, run it, close its slot, have its policy asked, report, take the next.
 
 Guarantees: a worker with nothing to take ends; it is a daemon, so that it never holds up the interpreter's
-exit. The exception that stops a callable (C7) is injected under the Leader's lock, at most once an attempt,
-and only while the attempt's slot is open; the worker closes the slot and takes a pending exception back
-under the same lock, so that it can never land in another job.
-
-A slot: `open` from just before the callable is called until `close`; `injected` once the exception was set;
-`withheld` while a section (see `_section.py`) keeps it back; `arrived` once it was raised in the callable;
-`dropped` if that was in a finaliser, where Python drops whatever is raised: then it comes again.
+exit. Each attempt has a slot of its own (`_slot.py`), and so has each asking of a policy. Whatever ended an
+attempt, one place reports it, and a stop that comes late is caught there.
 """
 
 from __future__ import annotations
@@ -20,10 +15,11 @@ import sys
 import threading
 from typing import Any
 
-from arrea_nb._records import Desk, JobRecord, Latch
+from arrea_nb._records import Desk, JobRecord
 from arrea_nb._section import Shelter
-from arrea_nb.workers._python import StopJob, here, run_python
+from arrea_nb.workers._python import Attempt, ask_policy, run_python
 from arrea_nb.workers._shell import run_shell
+from arrea_nb.workers._slot import OPEN, StopJob, here
 
 _log = logging.getLogger("arrea_nb")
 _set_exception = ctypes.pythonapi.PyThreadState_SetAsyncExc
@@ -33,105 +29,98 @@ _nothing = ctypes.py_object()  # a NULL: clears what is pending
 
 
 class Worker(Shelter):
-    """One thread that runs one job at a time. Its fields are guarded by the Leader's lock."""
+    """One thread that runs one job at a time. Its fields are guarded by the engine's lock.
 
-    def __init__(self, desk: Desk, number: int) -> None:
+    Args:
+        desk: Where it reports.
+        number: Its own.
+        job: One whose attempt had to be abandoned, and whose policy is still to be asked. None: it takes one.
+    """
+
+    def __init__(self, desk: Desk, number: int, job: JobRecord | None = None) -> None:
         self.desk = desk
-        self.job: JobRecord | None = None
-        self.open = False
-        self.injected = False
-        self.withheld = False
-        self.arrived = False
-        self.dropped = False
-        self.sheltered = 0
         self.number = number
+        self.job = job
+        self.slot: Attempt | None = None  # from when it is entered
         self.lost = False  # its job was abandoned; it is not a worker any more
-        self.deadline: float | None = None  # of the callable it runs
         self.grace_ends: float | None = None
-        self.cancel_task: Any = None  # stops the coroutine that it runs, thread-safe
-        self.latch: Latch | None = None  # what its callable waits on in one of our own waits
         self.ident = 0
         self._wake: int | None = None
         self.thread = threading.Thread(target=self._work, daemon=True, name=f"arrea-worker-{number}")
 
     def _work(self) -> None:
         self.ident = threading.get_ident()
-        here.worker = self
-        self._run_jobs()
+        self._run_jobs(self.job)
         while not self.lost and self.desk.stand_in(self):
-            self._run_jobs()
+            self._run_jobs(None)
         self._close_wake()
 
-    def _run_jobs(self) -> None:
+    def _run_jobs(self, job: JobRecord | None) -> None:
         try:
-            job = self.desk.report(self, None, None)
+            job = job or self.desk.report(self, None)
             while job is not None:
-                if job.command.kind == "python":
-                    job = run_python(self, job, self.desk)
-                else:
-                    job = self.desk.report(self, job, run_shell(self, job, self.desk))
+                job = self._ask(job) if job.asking else self._run(job)
         except BaseException as error:  # noqa: BLE001 - C21: a bug of ours must not lose the job
             with contextlib.suppress(Exception):
                 _log.exception("a worker thread died of a bug; another takes its place")
             self.desk.crashed(self, error)
+        finally:
+            here.slot = None
 
-    # The slot; all of these are called under the Leader's lock
-
-    def begin(self, job: JobRecord | None, deadline: float | None) -> None:
-        """It has got this job."""
-        self.job = job
-        self.injected = self.withheld = self.arrived = self.dropped = False
-        self.deadline = deadline
-        self.grace_ends = None
-        self.cancel_task = None
-
-    def close(self) -> None:
-        """The attempt is over: nothing is injected any more, and what is pending is taken back."""
-        self.open = False
-        if self.injected:
-            _set_exception(self.ident, _nothing)
-
-    def stop(self) -> None:
-        """Wakes whatever the job waits in, so that it ends."""
-        job = self.job
-        if job is None:
-            return
-        if job.command.kind == "shell":
-            # A descriptor, written under the lock: after it the worker could have closed it, and another
-            # file could have its number.
-            if self._wake is not None:
-                os.eventfd_write(self._wake, 1)
-            return
-        if self.cancel_task is not None:
-            self.cancel_task()
-        elif self.open and (self.dropped or not self.injected):
-            self.injected = True
-            self.arrived = self.dropped = False
-            hear_of_dropped()
-            if self.sheltered:
-                self.withheld = True
+    def _run(self, job: JobRecord) -> JobRecord | None:
+        """One attempt. Returns what to do next: this job again, if its policy is to be asked."""
+        result: Any = None
+        job.output = None
+        attempt = Attempt(job, self.desk, self, self.ident)
+        here.slot = attempt
+        try:
+            if job.command.kind == "python":
+                attempt.state = OPEN
+                self.slot = attempt
+                # From here on the exception can come at any moment, until the slot is closed in report().
+                if job.stop is None:
+                    result = run_python(attempt)
             else:
-                _set_exception(self.ident, _stop)
-        if self.latch is not None:
-            self.latch.put(None)
+                attempt.bell = self.ring
+                attempt.state = OPEN
+                self.slot = attempt
+                result = run_shell(self, job, self.desk)
+            return self.desk.report(self, job, result)
+        except StopJob:
+            # It came in one of the gaps above. An attempt gets it once, so now there is peace.
+            return self.desk.report(self, job, result)
+
+    def _ask(self, job: JobRecord) -> JobRecord | None:
+        """Asks the policy what comes after the failure, in a second slot: that can be stopped too."""
+        decision = note = None
+        attempt = Attempt(job, self.desk, self, self.ident)
+        here.slot = attempt
+        try:
+            attempt.state = OPEN
+            self.slot = attempt
+            if job.stop is None:
+                decision, note = ask_policy(attempt)
+            return self.desk.decided(self, job, decision, note)
+        except StopJob:
+            return self.desk.decided(self, job, None, "policy.on_error: stopped before it had answered")
+
+    # What its slot and the sections of its thread want of it
+
+    def inject(self, *, on: bool) -> None:
+        """Sets the exception that stops a callable in this thread, or takes a pending one back."""
+        if on:
+            hear_of_dropped()
+        _set_exception(self.ident, _stop if on else _nothing)
 
     def take_back(self) -> None:
-        """Keeps the stop exception out of a section; one that has arrived is out already."""
-        if self.open and self.injected and not self.withheld and not self.arrived:
-            _set_exception(self.ident, _nothing)
-            self.withheld = True
+        """Keeps the exception out of a section."""
+        if self.slot is not None:
+            self.slot.take_back()
 
     def give_again(self) -> None:
         """Lets it come, now that the section is over."""
-        if self.open and self.withheld and not self.sheltered:
-            self.withheld = False
-            _set_exception(self.ident, _stop)
-
-    @property
-    def unstopped(self) -> bool:
-        """Whether its callable is to be stopped, and the exception for that was dropped."""
-        job = self.job
-        return job is not None and job.stop is not None and self.open and self.dropped
+        if self.slot is not None:
+            self.slot.give_again()
 
     # The descriptor that wakes a shell job's poll
 
@@ -140,6 +129,11 @@ class Worker(Shelter):
         if self._wake is None:
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         return self._wake
+
+    def ring(self) -> None:
+        """Wakes the poll. Written under the lock: after it the descriptor could be closed, and be another file."""
+        if self._wake is not None:
+            os.eventfd_write(self._wake, 1)
 
     def _close_wake(self) -> None:
         if self._wake is not None:
@@ -166,8 +160,8 @@ def hear_no_more() -> None:
 
 
 def _dropped(what: Any) -> None:
-    worker = here.worker
-    if worker is not None and what.exc_type is StopJob:
-        worker.desk.stop_was_dropped(worker)
+    slot = here.slot
+    if isinstance(slot, Attempt) and what.exc_type is StopJob:
+        slot.desk.stop_was_dropped(slot)
     else:
         _hook_before(what)

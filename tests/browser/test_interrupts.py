@@ -29,7 +29,7 @@ _stage.publish_summary = slow
 """
 CHECK = """
 print(json.dumps([
-    [str(batch.state) for batch in leader.batches()],
+    [str(batch.state) for batch in leader._engine.batches()],
     len(leader.get_state().workers),
     signal.getsignal(signal.SIGINT) is signal.default_int_handler,
 ]))

@@ -54,7 +54,7 @@ def _adds_up(leader):
     stats = leader.get_state().stats
     assert stats["running"] == 0
     assert stats["started"] == stats["finished"] + stats["failed"] + stats["cancelled"]
-    assert leader._ledger.places == 0
+    assert leader._engine.ledger.places.taken == 0
     assert leader.execute([int, "true"] * 3, workers=6).results(timeout=LONG)
 
 
@@ -83,7 +83,7 @@ def test_a_bug_in_the_ledger_costs_a_job_at_the_most(monkeypatch, leader, name, 
 
 @pytest.mark.parametrize("kind", ["job_started", "job_ended", "batch_ended"])
 def test_a_bug_while_an_event_is_told_lets_nobody_wait_for_ever(monkeypatch, leader, kind):
-    publish, told, ends = leader._ledger._publish, [], queue.SimpleQueue()
+    publish, told, ends = leader._engine.ledger._publish, [], queue.SimpleQueue()
 
     def broken(event):
         if event.type == kind and not told:
@@ -91,7 +91,7 @@ def test_a_bug_while_an_event_is_told_lets_nobody_wait_for_ever(monkeypatch, lea
             raise Bug(kind)
         publish(event)
 
-    monkeypatch.setattr(leader._ledger, "_publish", broken)
+    monkeypatch.setattr(leader._engine.ledger, "_publish", broken)
     with leader.subscribe():
         go = threading.Event()
         batch = leader.execute([lambda: go.wait(LONG), "true", int], workers=1, timeout=None)
@@ -164,9 +164,9 @@ def test_an_order_that_was_put_off_and_fails_leaves_the_section(caplog, leader):
     def fail():
         raise Bug("order")
 
-    with leader._lock, leader._section:
-        leader._order(fail)
-        leader._order(lambda: heard.append(1))
+    with leader._engine.hold, leader._engine.lock, leader._engine.section:
+        leader._engine.section.order(fail)
+        leader._engine.section.order(lambda: heard.append(1))
         heard = []
     assert heard == [1]
     assert "an order that was put off failed of a bug" in caplog.text
@@ -177,7 +177,7 @@ class Witness:
     """Tells whether the lock was free when it was let go."""
 
     def __init__(self, leader, told):
-        self._lock = leader._lock
+        self._lock = leader._engine.lock
         self._told = told
 
     def __del__(self):

@@ -61,7 +61,7 @@ def leader():
 
 def _usable(leader):
     assert leader.execute([int, "true", lambda: print("heard")] * 3, workers=2).results(timeout=LONG)
-    assert leader._ledger.places == 0
+    assert leader._engine.ledger.places.taken == 0
 
 
 def _shown(batch):
@@ -100,7 +100,7 @@ batch = arrea_nb.execute([work] * 4, workers=2, timeout=None)
 told["states"] = ended(batch)
 told["stdout"] = [job.stdout for job in batch]
 told["after"] = ended(arrea_nb.execute([int, "true"] * 3, workers=3))
-told["places"] = arrea_nb._leader.Leader.instance()._ledger.places
+told["places"] = arrea_nb._leader.Leader.instance()._engine.ledger.places
 """)
     assert told == {
         "states": ["succeeded"] * 4,

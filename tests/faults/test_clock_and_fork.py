@@ -75,7 +75,7 @@ with arrea_nb.subscribe(batch=batch) as events:
     while "up" not in batch[0].tail() or batch[2].output_path is None:
         events.get(timeout=60)
 leader = arrea_nb._leader.Leader.instance()
-spool, guard = leader._spool.directory, leader._guard._pid
+spool, guard = leader._engine.spool.directory, leader._engine.keeper._pid
 
 def child(how):
     global batch
@@ -110,7 +110,7 @@ if not forked:
 told["codes"].append(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
 os.kill(guard, 0)
 os.kill(batch[1].pid, 0)
-told["guard"] = leader._guard._pid == guard and not leader._guard._dead()
+told["guard"] = leader._engine.keeper._pid == guard and not leader._engine.keeper._dead()
 told["states"] = [str(job.state) for job in batch]
 told["whole"] = [len(batch[0].stdout), len(batch[2].stdout)]
 go.set()
@@ -134,14 +134,14 @@ go = threading.Event()
 batch = arrea_nb.execute([lambda: print("printed") or go.wait(60)])
 leader = arrea_nb._leader.Leader.instance()
 subscription = leader.subscribe()
-watch = leader.watch(batch, queue.SimpleQueue())
+watch = leader._engine.watch(batch, queue.SimpleQueue())
 waiting = batch.as_completed()
 while not batch[0].stdout:
     pass
 inside, out = threading.Event(), threading.Event()
 
 def hold():
-    with leader._lock, leader._section, batch[0]._record.output._lock:
+    with leader._engine.hold, leader._engine.lock, leader._engine.section, batch[0]._record.output._lock:
         inside.set()
         out.wait(60)
 
@@ -231,7 +231,7 @@ def work():
 
 leader = arrea_nb._leader.Leader.instance()
 go = threading.Event()
-with leader.uninterrupted():
+with arrea_nb._section.HoldInterrupts():
     batch = arrea_nb.execute([work])
     told["states"] = ended(batch)
 told["code"] = batch[0].value

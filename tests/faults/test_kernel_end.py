@@ -46,7 +46,7 @@ def told():
         "jobs": [job.pid for job in batch],
         "spooled": [job.output_path for job in batch],
         "states": {{str(state): count for state, count in batch.counts.items() if count}},
-        "guard": leader._guard._pid,
+        "guard": leader._engine.keeper._pid,
     }}))
 told()
 """
@@ -90,7 +90,7 @@ def lose_the_guard_first(manager, client):
     guard = _printed(client, "told()")["guard"]
     os.kill(guard, signal.SIGKILL)
     told = _printed(
-        client, f"import time\nwhile leader._guard._pid in (-1, {guard}): time.sleep(0.01)\ntold()"
+        client, f"import time\nwhile leader._engine.keeper._pid in (-1, {guard}): time.sleep(0.01)\ntold()"
     )
     assert told["states"] == {"running": JOBS}
     kill(manager, client)

@@ -206,7 +206,7 @@ room()
 told["after"] = ended(arrea_nb.execute([flaky] * 4))
 leader = arrea_nb.Leader.instance()
 deadline = time.monotonic() + 30
-while leader._workers or leader._timer._thread is not None:
+while leader._engine.workers or leader._engine.timer._thread is not None:
     assert time.monotonic() < deadline
     time.sleep(0.01)
 """

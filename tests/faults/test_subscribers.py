@@ -71,7 +71,7 @@ class Asks(Hostile):
     def act(self, event):
         state = self.leader.get_state()
         assert event.batch_id in state.batches
-        self.leader.batch(event.batch_id).records()
+        self.leader._engine.batch(event.batch_id).records()
 
 
 class Cancels(Hostile):

@@ -49,7 +49,7 @@ def soak(count: int, seed: int, figures: Figures) -> None:
     for thread in going:
         thread.join()
     figures.faults.update(cancels)
-    everything = leader.batches()  # with those that jobs executed
+    everything = leader._engine.batches()  # with those that jobs executed
     for batch in everything:
         batch.wait()
     compare_events(listeners, everything, figures)

@@ -167,7 +167,7 @@ def compare_counters(leader, batches, figures):
     }
     for name, number in expected.items():
         figures.check(stats[name] == number, f"{name} is {stats[name]}, but {number} jobs say so")
-    figures.check(leader._ledger.places == 0, f"{leader._ledger.places} places were not freed")
+    figures.check(leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed")
 
 
 class Surroundings:
@@ -217,7 +217,7 @@ def _size(path):
 def close(leader, surroundings, figures):
     """Closes the Leader; whatever is left then is a broken promise."""
     leader.close()
-    figures.left.update(surroundings.left(leader.kernel_id))
+    figures.left.update(surroundings.left(leader._engine.kernel_id))
     threads = [thread.name for thread in threading.enumerate()]
     for name, number in figures.left.items():
         figures.check(number == 0, f"left over: {number} {name} (threads: {threads})")
