@@ -2,14 +2,16 @@
 
     make mutations                              # all of them
     python tests/mutations.py C7 C17            # those of these contracts
+    python tests/mutations.py "JS state"        # those of this module of the view
 
-Each mutation is applied to a copy of the package in a temporary directory, which the test then imports. Its
-test runs without it first; how long that takes says after how long a mutant is taken to hang. Exits with 1 if
-a mutant survived, and with 2 if nothing can be told of one: its test fails without it as well, or the code to
-be broken is not there.
+Each mutation is applied to a copy of the package in a temporary directory. Its test runs there: one of
+pytest imports the copy, and one of JavaScript is itself copied beside it. It runs without the mutation first;
+how long that takes says after how long a mutant is taken to hang. Exits with 1 if a mutant survived, and with
+2 if nothing can be told of one: its test fails without it as well, or the code to be broken is not there.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -29,7 +31,10 @@ MARK = "ARREA_NB_MUTANT"
 
 @dataclass(frozen=True)
 class Mutation:
-    """Code of `file` that is taken out, what stands there instead, and the test that must fail then."""
+    """Code of `file` that is taken out, what stands there instead, and the test that must fail then.
+
+    The test is one of pytest's, below tests/, or `js/<file>::<name>`.
+    """
 
     contract: str
     what: str
@@ -320,6 +325,134 @@ MUTATIONS = [
         "for name, value in os.environ.items()}",
         "test_magic.py::test_a_file_that_shells_read_first_is_not_asked_about",
     ),
+    Mutation(
+        "JS terminal",
+        "ESC[1K erases to the end",
+        "notebook/static/terminal.js",
+        "kind === 0 ? this.column : 0, kind",
+        "kind !== 2 ? this.column : 0, kind",
+        "js/terminal.test.js::a line is erased to its end, to its beginning and the cursor, or whole",
+    ),
+    Mutation(
+        "JS terminal",
+        "ESC[1K erases the whole line",
+        "notebook/static/terminal.js",
+        "kind === 1 ? this.column + 1 : line.length",
+        "line.length",
+        "js/terminal.test.js::a line is erased to its end, to its beginning and the cursor, or whole",
+    ),
+    Mutation(
+        "JS terminal",
+        "what lies before the cursor takes its style",
+        "notebook/static/terminal.js",
+        'this.append(PLAIN, " ".repeat(',
+        'this.append(style, " ".repeat(',
+        "js/terminal.test.js::what is written past a line's end has its own style, what lies between none",
+    ),
+    Mutation(
+        "JS terminal",
+        "a style lasts over what was never sent",
+        "notebook/static/terminal.js",
+        "    this.row = this.lines.length - 1;\n    this.column = 0;\n    this.style = PLAIN;\n",
+        "    this.row = this.lines.length - 1;\n    this.column = 0;\n",
+        "js/terminal.test.js::what follows a gap has no style: nobody knows which it had",
+    ),
+    Mutation(
+        "JS terminal",
+        "the panel is not told of lines that are dropped",
+        "notebook/static/terminal.js",
+        "      this.removed.push(line);\n",
+        "",
+        "js/terminal.test.js::lines that are dropped are told, in their order, so that they leave the panel",
+    ),
+    Mutation(
+        "JS line",
+        "a command is sent again on every tick",
+        "notebook/static/line.js",
+        "now - command.sent > RESEND",
+        "now > command.sent",
+        "js/view.test.js::a command is sent again at its interval and not on every tick, until it is known",
+    ),
+    Mutation(
+        "JS line",
+        "once sent again, a command is sent on every tick",
+        "notebook/static/line.js",
+        "        command.sent = now;\n",
+        "",
+        "js/view.test.js::a command is sent again at its interval and not on every tick, until it is known",
+    ),
+    Mutation(
+        "JS line",
+        "a kernel counts as lost before its first picture",
+        "notebook/static/line.js",
+        "running && this.expected !== null && this",
+        "running && this",
+        "js/view.test.js::a kernel is not lost that has not sent its first picture yet",
+    ),
+    Mutation(
+        "JS line",
+        "a kernel that was gone stays so when it is heard again",
+        "notebook/static/line.js",
+        "    this.heard = this.now();\n    this.gone = false;\n",
+        "    this.heard = this.now();\n",
+        "js/view.test.js::a kernel that comes back is not lost any more, and is spoken to again",
+    ),
+    Mutation(
+        "JS line",
+        "a frame does not end the silence",
+        "notebook/static/line.js",
+        "    this.heard = this.now();\n    this.gone = false;\n",
+        "    this.gone = false;\n",
+        "js/view.test.js::a kernel that is silent too long is lost, and one whose comm is closed at once",
+    ),
+    Mutation(
+        "JS line",
+        "in doubt the hello waits its turn",
+        "notebook/static/line.js",
+        "  doubt() {\n    this.greeted = Number.NEGATIVE_INFINITY;\n",
+        "  doubt() {\n",
+        "js/view.test.js::in doubt the kernel is asked at once, however shortly after the last hello",
+    ),
+    Mutation(
+        "JS state",
+        "what an attempt printed is added to the next one's output",
+        "notebook/static/state.js",
+        "    if (edition < job.edition) return; // that of an attempt before\n",
+        "",
+        "js/state.test.js::output belongs to its attempt",
+    ),
+    Mutation(
+        "JS state",
+        "what an attempt printed is shown until the next one prints",
+        "notebook/static/state.js",
+        "      this.output = null; // that of the attempt before\n",
+        "",
+        "js/state.test.js::output belongs to its attempt",
+    ),
+    Mutation(
+        "JS state",
+        "by duration, jobs that have not begun come first",
+        "notebook/static/state.js",
+        "job.elapsed(now) ?? -1",
+        "job.elapsed(now) ?? Infinity",
+        "js/state.test.js::by duration, jobs that have not begun come last",
+    ),
+    Mutation(
+        "JS state",
+        "skipped jobs count as failed",
+        "notebook/static/state.js",
+        'new Set(["failed", "timed_out"]);',
+        'new Set(["failed", "timed_out", "skipped"]);',
+        "js/state.test.js::a skipped job has ended and has not failed",
+    ),
+    Mutation(
+        "JS rows",
+        "a skipped job says twice that it was skipped",
+        "notebook/static/rows.js",
+        'error && job.state !== "skipped" ? oneLine',
+        "error ? oneLine",
+        "js/view.test.js::a skipped job says so where others say how they ended, and not twice",
+    ),
 ]
 
 
@@ -346,7 +479,7 @@ def main(wanted: list[str]) -> int:
             survived += verdict == "SURVIVED"
             wrong += verdict == "CANNOT TELL"
             took = time.monotonic() - began
-            print(f"{one.contract:7} {verdict:26} {took:4.0f} s  {one.what}\n{'':43}{one.test}", flush=True)
+            print(f"{one.contract:11} {verdict:26} {took:4.0f} s  {one.what}\n{'':47}{one.test}", flush=True)
     killed = len(chosen) - survived - wrong
     print(f"\n{len(chosen)} mutants: {killed} killed, {survived} survived, of {wrong} nothing can be told")
     return 2 if wrong else int(survived > 0)
@@ -354,6 +487,8 @@ def main(wanted: list[str]) -> int:
 
 def _copy(folder: Path) -> Path:
     shutil.copytree(ROOT / "arrea_nb", folder / "arrea_nb", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests" / "js", folder / "tests" / "js")
+    shutil.copy(ROOT / "package.json", folder)  # which says that these are ES modules
     return folder
 
 
@@ -370,11 +505,26 @@ def _tried(mutation: Mutation, folder: Path, timeout: float) -> str:
 
 
 def _run(folder: Path, test: str, timeout: float) -> tuple[int, str]:
-    """Runs one test with this copy of the package, and ends whatever the mutant left.
+    """Runs one test with this copy of the package.
 
     Returns:
-        The exit code of pytest, and what it printed.
+        0 if it passes, 1 if it fails, another number if it could not run; and what was printed.
     """
+    return (_node if test.startswith("js/") else _pytest)(folder, test, timeout)
+
+
+def _node(folder: Path, test: str, timeout: float) -> tuple[int, str]:
+    file, name = test.split("::", 1)
+    command = ["node", "--test", "--test-reporter=tap", f"--test-name-pattern=^{re.escape(name)}$"]
+    command += [f"--test-timeout={1000 * timeout:.0f}", f"tests/{file}"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    # Of a file that cannot be read, or has no such test, node says nothing under this name.
+    found = re.search(rf"^ *(not )?ok \d+ - {re.escape(name)}$", done.stdout, re.MULTILINE)
+    return (2 if found is None else int(bool(found[1]))), done.stdout + done.stderr
+
+
+def _pytest(folder: Path, test: str, timeout: float) -> tuple[int, str]:
+    """Runs a test of Python, and ends whatever the mutant left."""
     mark = uuid.uuid4().hex
     command = [
         sys.executable,

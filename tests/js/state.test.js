@@ -77,6 +77,9 @@ test("output belongs to its attempt", () => {
   assert.equal(job.output, null);
   state.merge(frame([], [[0, 2, 0, [[0, "again"]]]]), 0);
   assert.deepEqual(job.output.head, [[0, "again"]]);
+  state.merge(frame([], [[0, 1, 0, [[0, "later still"]]]]), 0);
+  assert.deepEqual(job.output.head, [[0, "again"]]);
+  assert.equal(job.line, "again");
 });
 
 test("a second picture begins anew", () => {
@@ -145,6 +148,34 @@ test("filter, search and sort", () => {
   assert.deepEqual(seen({ sort: "state" }), [1, 3, 2, 0]);
   assert.deepEqual(seen({ filter: "failed", sort: "duration" }), [3, 1]);
   assert.deepEqual(state.tally(), { all: 4, ended: 3, running: 1, failed: 2 });
+});
+
+test("by duration, jobs that have not begun come last", () => {
+  const state = began(
+    ["queued", "short", "queued too", "long"],
+    [
+      [1, 3, 1, 0, 0],
+      [3, 1, 1, 0, 2],
+    ],
+  );
+  assert.deepEqual(state.seen({ filter: "all", search: "", sort: "duration" }, 0), [3, 1, 0, 2]);
+});
+
+test("a skipped job has ended and has not failed", () => {
+  const counts = { skipped: 2, failed: 1 };
+  const skipped = [7, 0, null, null, { error: "skipped: job 0 failed" }];
+  const state = began(
+    ["a", "b", "c"],
+    [
+      [0, 4, 1, 0, 1],
+      [1, ...skipped],
+      [2, ...skipped],
+    ],
+    [],
+    counts,
+  );
+  assert.deepEqual(state.tally(), { all: 3, ended: 3, running: 0, failed: 1 });
+  assert.deepEqual(state.seen({ filter: "failed", search: "", sort: "given" }, 0), [0]);
 });
 
 test("attempts of a job, for the timeline, and when the next is due", () => {

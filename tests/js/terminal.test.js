@@ -17,6 +17,23 @@ test("a carriage return goes over the line, and what it does not reach stays", (
   assert.equal(fed("abc\b\bX").text(), "aXc");
 });
 
+test("a line is erased to its end, to its beginning and the cursor, or whole", () => {
+  assert.equal(fed("abcdef\x1b[3D\x1b[K").text(), "abc");
+  assert.equal(fed("abcdef\x1b[3D\x1b[1K").text(), "    ef");
+  assert.equal(fed("abcdef\x1b[1K!").text(), "      !");
+  assert.equal(fed("abcdef\x1b[3D\x1b[2K!").text(), "   !");
+});
+
+test("what is written past a line's end has its own style, what lies between none", () => {
+  const [line] = fed("\x1b[41mab\x1b[5Ccd\x1b[0m\x1b[2Cef").lines;
+  assert.deepEqual(line.parts, [
+    [{ back: "#cd3131" }, "ab"],
+    [{}, "     "],
+    [{ back: "#cd3131" }, "cd"],
+    [{}, "  ef"],
+  ]);
+});
+
 test("bars on several lines are redrawn where they are", () => {
   const terminal = fed("first 1%\nsecond 1%\n\x1b[2A\rfirst 9%\n\rsecond 9%\n");
   assert.equal(terminal.text(), "first 9%\nsecond 9%\n");
@@ -62,6 +79,27 @@ test("a flood keeps its beginning and its end, and counts what lies between", ()
   assert.match(terminal.text(), /left out/);
 });
 
+test("lines that are dropped are told, in their order, so that they leave the panel", () => {
+  const terminal = new Terminal();
+  const [first] = terminal.lines;
+  const known = new Set(terminal.lines);
+  const told = [];
+  for (let at = 0; at < 3_000; at++) {
+    terminal.feed(`line ${at}\n`);
+    for (const line of terminal.lines) known.add(line);
+    told.push(...terminal.removed.splice(0));
+  }
+  assert.ok(terminal.lines.includes(first));
+  assert.equal(told.length, known.size - terminal.lines.length);
+  assert.deepEqual(
+    told.slice(0, 2).map((line) => line.text),
+    [`line ${HEAD}`, `line ${HEAD + 1}`],
+  );
+  const tail = terminal.lines.slice(HEAD);
+  terminal.gap(1000);
+  assert.deepEqual(terminal.removed, tail);
+});
+
 test("what was never sent is a gap after the beginning, and what follows begins with a whole line", () => {
   const terminal = fed("first\n");
   terminal.gap(1000);
@@ -71,6 +109,13 @@ test("what was never sent is a gap after the beginning, and what follows begins 
   terminal.feed("half a line\nlater");
   assert.equal(terminal.text(), "first\n\n… 2.0 kB left out …\nlater");
   assert.equal(terminal.omitted, 2000 + "last\n\n".length + "half a line\n".length);
+});
+
+test("what follows a gap has no style: nobody knows which it had", () => {
+  const terminal = fed("\x1b[31mred\n");
+  terminal.gap(1000);
+  terminal.feed("cut off\nplain");
+  assert.deepEqual(terminal.lines.at(-1).parts, [[{}, "plain"]]);
 });
 
 test("a line of ten megabytes is cut in its middle", () => {

@@ -50,6 +50,12 @@ test("the last column: why it failed, else the message, else the last line", () 
   assert.equal(says({ state: "running" }), "printed");
 });
 
+test("a skipped job says so where others say how they ended, and not twice", () => {
+  const skipped = job({ state: "skipped", more: { error: "skipped: job 0 failed" } });
+  assert.equal(outcome(skipped, 1, 0), "skipped");
+  assert.equal(remark(skipped), "");
+});
+
 test("each attempt is on the first lane that is free", () => {
   const { placed, count } = lanes([
     [0, 2, "failed", "a"],
@@ -126,7 +132,64 @@ test("a command is sent again with its ref until it is acknowledged, and is aske
   assert.equal(line.error, "no such job");
 });
 
-test("a kernel that is silent too long counts as lost, and one whose comm is closed at once", () => {
+test("a command is sent again at its interval and not on every tick, until it is known", () => {
+  const kernel = new Kernel();
+  const { line } = kernel;
+  line.accept({ kind: "picture", number: 1 });
+  line.ask("cancel", { job: 1 }, "cancel 1");
+  const sent = [];
+  for (kernel.now = 0; kernel.now < 2_500; kernel.now += TICK) {
+    line.tick(true);
+    for (const kind of kernel.kinds()) sent.push([kernel.now, kind]);
+  }
+  assert.deepEqual(sent, [
+    [0, "me-1"],
+    [750, "me-1"],
+    [1500, "me-1"],
+    [2250, "me-1"],
+  ]);
+  line.acknowledged({ ref: "me-1" });
+  kernel.now += 5_000;
+  line.tick(true);
+  assert.deepEqual(kernel.kinds(), []);
+});
+
+test("a kernel is not lost that has not sent its first picture yet", () => {
+  const kernel = new Kernel();
+  kernel.now = 60_000;
+  assert.ok(!kernel.line.lost(true));
+});
+
+test("a kernel that comes back is not lost any more, and is spoken to again", () => {
+  const kernel = new Kernel();
+  const { line } = kernel;
+  line.accept({ kind: "picture", number: 1 });
+  const { post } = line;
+  line.post = () => {
+    throw new Error("closed");
+  };
+  line.doubt();
+  assert.ok(line.lost(true));
+  line.post = post;
+  assert.ok(line.accept({ kind: "frame", number: 2 }));
+  assert.ok(!line.lost(true));
+  line.ask("cancel_all", {}, "cancel_all");
+  assert.deepEqual(kernel.kinds(), ["me-1"]);
+});
+
+test("in doubt the kernel is asked at once, however shortly after the last hello", () => {
+  const kernel = new Kernel();
+  const { line } = kernel;
+  line.greet();
+  line.accept({ kind: "picture", number: 1 });
+  kernel.now = 100;
+  line.greet();
+  assert.deepEqual(kernel.kinds(), ["hello"]);
+  line.doubt();
+  assert.deepEqual(kernel.kinds(), ["hello"]);
+});
+
+test("a kernel that is silent too long is lost, and one whose comm is closed at once", () => {
   const kernel = new Kernel();
   const { line } = kernel;
   line.accept({ kind: "picture", number: 1 });

@@ -189,12 +189,13 @@ export class State {
   }
 
   print(job, edition, skipped, pieces) {
+    if (edition < job.edition) return; // that of an attempt before
     if (edition > job.edition) {
       job.edition = edition;
       job.output = new Output();
     }
     this.forget(job);
-    if (!job.output) return; // an attempt before the one that runs
+    if (!job.output) return; // the attempt that runs has printed nothing yet
     job.output.add(pieces, skipped);
     job.line = job.output.lastLine();
     const size = job.output.headSize + job.output.size;

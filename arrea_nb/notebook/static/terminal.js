@@ -200,7 +200,8 @@ export class Terminal {
     if (what === "m") this.style = styled(this.style, given);
     else if (what === "K") {
       const kind = Number.parseInt(given, 10) || 0;
-      line.erase(kind === 0 ? this.column : 0, kind === 1 ? this.column : line.length);
+      // To the beginning is with what is under the cursor, as to the end is.
+      line.erase(kind === 0 ? this.column : 0, kind === 1 ? this.column + 1 : line.length);
     } else if (what === "A" || what === "F") this.move(-number, what === "F");
     else if (what === "B" || what === "E") this.move(number, what === "E");
     else if (what === "C") this.column = Math.min(this.column + number, LINE);
