@@ -453,6 +453,22 @@ MUTATIONS = [
         "error ? oneLine",
         "js/view.test.js::a skipped job says so where others say how they ended, and not twice",
     ),
+    Mutation(
+        "JS rows",
+        "the policy is asked unseen",
+        "notebook/static/rows.js",
+        '  if (job.asking) return "asking the policy";\n',
+        "",
+        "js/view.test.js::while the policy is asked, a running job says so and its clock stands",
+    ),
+    Mutation(
+        "JS state",
+        "the clock goes on while the policy is asked",
+        "notebook/static/state.js",
+        '"running" && !this.asking ?',
+        '"running" ?',
+        "js/view.test.js::while the policy is asked, a running job says so and its clock stands",
+    ),
 ]
 
 

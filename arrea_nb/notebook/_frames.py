@@ -4,10 +4,12 @@
     frame    {batch, [names], jobs, output, number}                  what changed, or did not fit before
 
 `names` is `[first, [name, ...]]`. A job is `[index, state, attempt, start, took]` and perhaps a mapping of
-what more there is: progress, message, error, note, due, cpu, memory, and `past` attempts as
-`[start, took, state]`; `state` counts in `states`, times are seconds, a start is one since the batch began,
-and a job that is not told is queued. A piece of output is `[index, edition, skipped, [[stream, text],
-...]]`: each attempt's output is an edition, stream 1 is stderr, and so many bytes before it were never sent.
+what more there is: progress, message, error, note, due, cpu, memory, `past` attempts as `[start, took,
+state]`, and `asking`, true of a running job whose attempt is over while the policy is asked what comes next:
+its `took` then stands, and the view says so in place of its last line. `state` counts in `states`, times are
+seconds, a start is one since the batch began, and a job that is not told is queued. A piece of output is
+`[index, edition, skipped, [[stream, text], ...]]`: each attempt's output is an edition, stream 1 is stderr,
+and so many bytes before it were never sent.
 
 Guarantees: once the picture is whole, what is sent over any time stays below RATE and one BURST, and a
 message below MESSAGE, about; what does not fit waits, and of output that came faster than that, the beginning

@@ -56,6 +56,17 @@ test("a skipped job says so where others say how they ended, and not twice", () 
   assert.equal(remark(skipped), "");
 });
 
+test("while the policy is asked, a running job says so and its clock stands", () => {
+  const more = { asking: true, message: "epoch 3", error: "exit 1: refused" };
+  const asking = job({ state: "running", took: 2.5, line: "printed", more });
+  assert.equal(remark(asking), "asking the policy");
+  assert.equal(asking.elapsed(60_000), 2.5);
+  const retried = job({ state: "running", took: 0, line: "printed", more: {} });
+  assert.equal(remark(retried), "printed");
+  assert.equal(retried.elapsed(60_000), 60);
+  assert.equal(remark(job({ state: "failed", line: "printed", more })), "refused");
+});
+
 test("each attempt is on the first lane that is free", () => {
   const { placed, count } = lanes([
     [0, 2, "failed", "a"],

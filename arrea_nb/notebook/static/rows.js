@@ -49,6 +49,7 @@ export function outcome(job, tries, now) {
 
 /** What its last column says: why it failed or is tried again; what it says itself; what it printed last. */
 export function remark(job) {
+  if (job.asking) return "asking the policy";
   const { error, message } = job.more;
   if (error && (job.state === "failed" || job.state === "waiting")) {
     const [kind, rest] = divided(error);

@@ -97,7 +97,7 @@ export class Job {
     this.attempt = 0;
     this.start = null; // of the attempt, since the batch began
     this.took = null; // the attempt that runs, or the whole job once it ended
-    this.more = {}; // progress, message, error, note, past, due, cpu, memory: what there is
+    this.more = {}; // progress, message, error, note, past, due, cpu, memory, asking: what there is
     this.at = 0;
     this.output = null;
     this.edition = 0; // of the output that it has or had
@@ -122,10 +122,15 @@ export class Job {
     this.at = now;
   }
 
-  /** Seconds that it has taken by `now`, or null. */
+  /** Whether its attempt is over, and the policy is being asked what comes next. */
+  get asking() {
+    return this.state === "running" && this.more.asking === true;
+  }
+
+  /** Seconds that it has taken by `now`, or null. The clock stands while the policy is asked. */
   elapsed(now) {
     if (this.took === null) return null;
-    return this.state === "running" ? this.took + (now - this.at) / 1000 : this.took;
+    return this.state === "running" && !this.asking ? this.took + (now - this.at) / 1000 : this.took;
   }
 
   /** Seconds until its next attempt, or null. */
