@@ -8,6 +8,8 @@ from playwright.sync_api import expect
 
 ROOT = Path(__file__).parents[2]
 WAITING = "while [ ! -e {name} ]; do sleep 0.02; done"
+FIRST_LINE = """panel => [...panel.querySelectorAll(".arrea-line")].find(
+    line => line.getBoundingClientRect().bottom > panel.getBoundingClientRect().top + 2).innerText"""
 FROM_END = "panel => panel.scrollHeight - panel.scrollTop - panel.clientHeight"
 
 
@@ -195,6 +197,55 @@ def test_the_timeline_names_the_job_under_the_pointer(lab):
     lab.wait_panel(1, "nothing printed")
     lab.view(1).get_by_role("button", name="timeline").click()
     expect(canvas).to_be_hidden()
+
+
+# A second view of the same batch
+
+
+def test_a_second_view_leaves_the_first_as_it_is_and_shares_nothing_with_it(lab):
+    counting = "seq 1 20000; " + WAITING.format(name="more") + "; seq 20001 20100; sleep 61"
+    jobs = f"{{f'job {{i}}': {counting!r} if i == 1 else 'echo hello; sleep 62' for i in range(40)}}"
+    lab.start(f"arrea_nb.execute({jobs}, workers=2, timeout=None)", more=["%arrea show"])
+    first, second = lab.view(1), lab.view(2)
+    timeline, panel, grid = (first.locator(f".arrea-{part}") for part in ("timeline-body", "output", "rows"))
+    lab.job(1, 1).click()
+    wait_at_end(lab, "20000")
+    first.get_by_role("button", name="timeline").click()
+    for part, by in ((panel, -300), (grid, 200)):
+        part.evaluate("(part, by) => { part.scrollTop += by; }", by)
+    first.get_by_role("button", name="follow", exact=True).wait_for()
+
+    def seen():
+        return {
+            "timeline": timeline.is_visible(),
+            "rows": grid.evaluate("grid => grid.scrollTop"),
+            "job": first.locator(".arrea-panel-title").inner_text(),
+            "line": panel.evaluate(FIRST_LINE),
+        }
+
+    before, lines = seen(), panel.locator(".arrea-line").all_inner_texts()
+    assert not before["timeline"]
+    assert (before["rows"], before["job"]) == (200, "job 1")
+    lab.run(2)
+    lab.wait_panel(2, "hello")
+    expect(second.locator(".arrea-timeline-body")).to_be_visible()
+    expect(lab.job(2, 1)).to_have_attribute("aria-selected", "false")
+    lab.job(2, 1).click()
+    expect(second.locator(".arrea-line").last).to_have_text("20000")
+    assert seen() == before
+    assert panel.locator(".arrea-line").all_inner_texts() == lines
+    (lab.server.folder / "more").touch()
+    expect(second.locator(".arrea-line").last).to_have_text("20100")
+    expect(panel.locator(".arrea-line").last).to_have_text("20100")
+    (lab.server.folder / "more").unlink()
+    assert seen() == before
+    ends = panel.locator(".arrea-line").all_inner_texts()[-2000:]
+    assert ends == [str(number) for number in range(18_101, 20_101)]
+    second.get_by_role("searchbox").fill("job 3")
+    second.get_by_role("button", name="Cancel all").click()
+    for index in (1, 2):
+        lab.wait_gone(index)
+        lab.wait_text(index, "40 jobs cancelled")
 
 
 # For everybody

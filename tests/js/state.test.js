@@ -82,26 +82,123 @@ test("output belongs to its attempt", () => {
   assert.equal(job.line, "again");
 });
 
-test("a second picture begins anew", () => {
-  const state = began(["a", "b"], [[0, 3, 1, 0, 1]], [[0, 1, 0, [[0, "x"]]]]);
-  const again = {
-    kind: "picture",
-    total: 2,
-    states: STATES,
-    names: [0, ["a", "b"]],
-    jobs: [],
-    output: [],
-    batch: batch({}),
-  };
-  state.merge(again, 0);
+const picture = (names, jobs, output) => ({
+  kind: "picture",
+  total: names.length,
+  states: STATES,
+  names: [0, names],
+  jobs,
+  output,
+  batch: batch({}),
+});
+
+/** All that is known of what a job printed. */
+const known = ({ output }) => [...output.head, ...output.tail].map(([, text]) => text).join("");
+
+test("another picture goes over what is known: the same jobs, the same output", () => {
+  const row = [0, 3, 1, 0, 1];
+  const state = began(["a", "b", "c"], [row, [1, 1, 1, 0, 1]], [[0, 1, 0, [[0, "x"]]]]);
+  const [...jobs] = state.jobs;
+  const { output } = jobs[0];
+  state.merge(picture(["a", "b", "c"], [row], [[0, 1, 0, [[0, "x"]]]]), 0);
+  assert.deepEqual(state.jobs, jobs);
+  assert.ok(state.jobs.every((job, at) => job === jobs[at]));
+  // The row of the second did not fit into this one.
   assert.deepEqual(
-    state.jobs.map((job) => [job.state, job.output]),
-    [
-      ["queued", null],
-      ["queued", null],
-    ],
+    jobs.map((job) => job.state),
+    ["succeeded", "running", "queued"],
   );
-  assert.equal(state.kept, 0);
+  assert.equal(jobs[0].output, output);
+  assert.equal(known(jobs[0]), "x");
+  assert.equal(state.kept, 1);
+});
+
+test("of output that is told once more, what is new is added, and the panel hears of that alone", () => {
+  const state = began(["a"], [[0, 1, 1, 0, 0]], [[0, 1, 0, [[0, "one\nzwölf"]]]]);
+  const [job] = state.jobs;
+  const heard = [];
+  job.output.listener = (pieces, skipped) => heard.push([skipped, pieces]);
+  state.merge(picture(["a"], [], []), 0);
+  state.merge(
+    frame(
+      [],
+      [
+        [
+          0,
+          1,
+          0,
+          [
+            [0, "one\n"],
+            [0, "zwölf und drei"],
+            [1, "bad"],
+          ],
+        ],
+      ],
+    ),
+    0,
+  );
+  state.merge(frame([], [[0, 1, 0, [[0, "\nvier"]]]]), 0);
+  assert.equal(known(job), "one\nzwölf und dreibad\nvier");
+  assert.deepEqual(heard, [
+    [
+      0,
+      [
+        [0, " und drei"],
+        [1, "bad"],
+      ],
+    ],
+    [0, [[0, "\nvier"]]],
+  ]);
+});
+
+test("what is known stays although a later picture leaves it out", () => {
+  const state = began(["a"], [[0, 1, 1, 0, 0]], [[0, 1, 0, [[0, "0123456789"]]]]);
+  const [job] = state.jobs;
+  const heard = [];
+  job.output.listener = (pieces, skipped) => heard.push([skipped, pieces]);
+  state.merge(
+    picture(
+      ["a"],
+      [],
+      [
+        [0, 1, 0, [[0, "01"]]],
+        [0, 1, 6, [[0, "89ab"]]],
+      ],
+    ),
+    0,
+  );
+  assert.equal(known(job), "0123456789ab");
+  state.merge(
+    picture(
+      ["a"],
+      [],
+      [
+        [0, 1, 0, [[0, "01"]]],
+        [0, 1, 18, [[0, "klm"]]],
+      ],
+    ),
+    0,
+  );
+  state.merge(frame([], [[0, 1, 0, [[0, "n"]]]]), 0);
+  assert.deepEqual(heard, [
+    [0, [[0, "ab"]]],
+    [8, [[0, "klm"]]],
+    [0, [[0, "n"]]],
+  ]);
+});
+
+test("after another picture a new attempt has its own output", () => {
+  const state = began(["a"], [[0, 1, 1, 0, 0]], [[0, 1, 0, [[0, "first"]]]]);
+  const [job] = state.jobs;
+  state.merge(picture(["a"], [[0, 1, 2, 3, 0]], [[0, 1, 0, [[0, "first of the second"]]]]), 0);
+  assert.equal(known(job), "first of the second");
+});
+
+test("output with bytes that are no text cannot be counted, and begins anew with another picture", () => {
+  const state = began(["a"], [[0, 1, 1, 0, 0]], [[0, 1, 0, [[0, "\ufffd\ufffdabc"]]]]);
+  const [job] = state.jobs;
+  state.merge(picture(["a"], [], [[0, 1, 0, [[0, "\ufffd\ufffdabcdef"]]]]), 0);
+  assert.equal(known(job), "\ufffd\ufffdabcdef");
 });
 
 test("much output is bounded, for each job and for all, and what is dropped is counted", () => {

@@ -1,6 +1,7 @@
 // What this browser knows of the batch: the jobs, what they printed, and which of them are to be seen.
-// Guarantees: `merge` takes the picture and the frames that follow it, in their order; memory is bounded, for
-// each job and for all. Nothing here knows the document or the kernel.
+// Guarantees: `merge` takes the picture and the frames that follow it, in their order; another picture, as when a
+// second view of the batch asks for one, takes nothing away of what is known; memory is bounded, for each job and
+// for all. Nothing here knows the document or the kernel.
 import { inert, lastLine, oneLine } from "./text.js";
 
 const HEAD_KEPT = 16_000; // characters of the beginning of what a job printed
@@ -28,6 +29,23 @@ export const FILTERS = {
   failed: (job) => FAILED.has(job.state),
 };
 
+const REPLACEMENT = "\ufffd"; // stands for bytes that are no text
+const ENCODER = new TextEncoder();
+const DECODER = new TextDecoder("utf-8", { ignoreBOM: true });
+
+const bytes = (pieces) => pieces.reduce((sum, [, text]) => sum + ENCODER.encode(text).length, 0);
+
+/** The pieces without so many bytes of their beginning. */
+function without(pieces, count) {
+  const left = [];
+  for (const [stream, text] of pieces) {
+    const data = ENCODER.encode(text);
+    if (data.length > count) left.push([stream, count > 0 ? DECODER.decode(data.subarray(count)) : text]);
+    count -= data.length;
+  }
+  return left;
+}
+
 /** What one attempt of one job printed: its beginning and its end. */
 export class Output {
   constructor() {
@@ -38,10 +56,24 @@ export class Output {
     this.size = 0; // of the tail
     this.listener = null; // is told what is added
     this.version = 0;
+    this.heard = 0; // bytes, those that were never sent among them
+    this.again = null; // how many of them were told once more; null: what comes now is new
+    this.exact = true; // `heard` is: no text stands for bytes that are none
+  }
+
+  /** What was printed is told from its beginning once more. */
+  retold() {
+    this.again = 0;
   }
 
   /** Adds pieces, of which `skipped` bytes before them were never sent. */
   add(pieces, skipped) {
+    if (this.again !== null) {
+      [pieces, skipped] = this.unheard(pieces, skipped);
+      if (!pieces.length) return;
+    }
+    this.heard += skipped + bytes(pieces);
+    this.exact &&= !pieces.some(([, text]) => text.includes(REPLACEMENT));
     if (skipped) {
       this.skipped += skipped + this.size;
       this.tail = [];
@@ -60,6 +92,15 @@ export class Output {
     this.trim(TAIL_KEPT);
     this.listener?.(pieces, skipped);
     this.version += 1;
+  }
+
+  // What of these pieces was not heard yet, and how many bytes lie before it.
+  unheard(pieces, skipped) {
+    const start = this.again + skipped;
+    const end = start + bytes(pieces);
+    const { heard } = this;
+    this.again = end < heard ? end : null;
+    return [without(pieces, heard - start), Math.max(0, start - heard)];
   }
 
   put(parts, stream, text) {
@@ -122,6 +163,12 @@ export class Job {
     this.at = now;
   }
 
+  /** All is told once more, editions counted from the first: what is known stays, and only what is new is added. */
+  retold() {
+    this.edition = 0;
+    this.output?.retold();
+  }
+
   /** Whether its attempt is over, and the policy is being asked what comes next. */
   get asking() {
     return this.state === "running" && this.more.asking === true;
@@ -168,9 +215,8 @@ export class State {
     this.at = now;
     if (message.kind === "picture") {
       this.states = message.states;
-      this.jobs = Array.from({ length: message.total }, (_, index) => new Job(index));
-      this.printed.clear();
-      this.kept = 0;
+      if (this.jobs.length) for (const job of this.jobs) job.retold();
+      else this.jobs = Array.from({ length: message.total }, (_, index) => new Job(index));
       this.version += 1;
     }
     const [first, names] = message.names || [0, []];
@@ -196,8 +242,10 @@ export class State {
   print(job, edition, skipped, pieces) {
     if (edition < job.edition) return; // that of an attempt before
     if (edition > job.edition) {
+      // Told once more it is the same output, unless nobody can say where what is new begins.
+      const known = job.edition === 0 && job.output?.exact;
       job.edition = edition;
-      job.output = new Output();
+      if (!known) job.output = new Output();
     }
     this.forget(job);
     if (!job.output) return; // the attempt that runs has printed nothing yet

@@ -147,12 +147,13 @@ class View {
     if (message.kind === "ack") return this.line.acknowledged(message);
     if (message.kind !== "picture" && message.kind !== "frame") return undefined;
     if (!this.line.accept(message)) return undefined;
+    const first = !this.state.jobs.length;
     const changed = this.state.merge(message, performance.now());
     if (message.kind === "picture") {
       this.all = true;
-      this.sortedVersion = -1;
       if (this.chosen !== null) this.tellChosen();
-      this.timeline.open(message.total > 1 && message.batch.workers <= OPEN_LANES);
+      // The kernel sends every picture to all views: one that another view asked for changes nothing here.
+      if (first) this.timeline.open(message.total > 1 && message.batch.workers <= OPEN_LANES);
     }
     for (const index of changed) this.changed.add(index);
     return this.soon();
