@@ -113,7 +113,7 @@ test("another picture goes over what is known: the same jobs, the same output", 
   assert.equal(state.kept, 1);
 });
 
-test("of output that is told once more, what is new is added, and the panel hears of that alone", () => {
+test("of output that is told once more, what is new is added and heard alone", () => {
   const state = began(["a"], [[0, 1, 1, 0, 0]], [[0, 1, 0, [[0, "one\nzwölf"]]]]);
   const [job] = state.jobs;
   const heard = [];
