@@ -24,6 +24,7 @@ from arrea_nb.events import JobState
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+
 class Batch(Sequence[Job]):
     """The jobs of one `execute`. As a cell's last value it shows itself.
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextvars
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
@@ -121,6 +122,11 @@ class Subscription:
         )
         self._thread.start()
 
+    @property
+    def calling(self) -> bool:
+        """Whether there is a callback that may still be called."""
+        return self._thread is not None and not self._closed and self._thread.is_alive()
+
     def finish(self, timeout: float) -> None:
         """Waits until the callback has taken everything, after `end`; what it then has not is dropped."""
         thread = self._thread
@@ -206,6 +212,8 @@ class Broadcast:
 
     def __init__(self) -> None:
         self._all: list[Subscription] = []
+        # Those that were ended by their batch's end, while their callbacks have more to hear.
+        self._finishing: weakref.WeakSet[Subscription] = weakref.WeakSet()
 
     def __len__(self) -> int:
         return len(self._all)
@@ -230,6 +238,12 @@ class Broadcast:
         """It hears no more; an unknown one is nothing to do."""
         if subscription in self._all:
             self._all.remove(subscription)
+            if subscription.calling:
+                self._finishing.add(subscription)
+
+    def finishing(self) -> list[Subscription]:
+        """The removed ones whose callbacks may still be called."""
+        return [one for one in self._finishing if one.calling]
 
     def wants(self, batch_id: str) -> bool:
         """Whether somebody wants the events of this batch."""
@@ -244,4 +258,4 @@ class Broadcast:
         if isinstance(event, BatchEnded):
             for one in [one for one in self._all if one.batch_id == batch_id]:
                 one.end()
-                self._all.remove(one)
+                self.remove(one)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
-import math
 import os
 import shlex
 import shutil
@@ -23,10 +22,8 @@ from typing import Any, Literal
 from arrea_nb._foreign import (
     REPR_SECONDS,
     Reprs,
-    as_float,
     exact,
     must_pass,
-    plain_number,
     short_repr,
     type_attribute,
     type_name,
@@ -187,6 +184,8 @@ def _length(commands: object) -> int:
 
 def _read(command: object, programs: _Programs, reprs: Reprs) -> Command:
     kind = type(command)  # and not its __class__, which may be anything, and raise
+    if kind is FunctionType and not command.__code__.co_flags & _RUNS_NOTHING:  # type: ignore[attr-defined]  # by `is`
+        return PythonCall(command, reprs)  # type: ignore[arg-type]  # the same: the usual command of a large batch
     try:
         if issubclass(kind, str):
             return _read_line(exact(command), reprs)

@@ -1,7 +1,7 @@
 """The engine of a Leader: the one lock, who works, what is due, closing step by step.
 
-It is the `Host` of batches and jobs and the `Desk` of workers (see `_records.py`), and knows no traits, no views
-and no public verbs: those are the Leader's, which has one.
+It is the `Host` of batches and jobs and the `Desk` of workers (see `_records.py`), and knows no traits, no
+views and no public verbs: those are the Leader's, which has one.
 
      OPEN ──close()──▶ CLOSING ──its last step──▶ CLOSED
                         stop all, see them out, join, deliver, forget, end guard and spool
@@ -36,13 +36,20 @@ from arrea_nb._broadcast import Broadcast, Callback, Subscription, Watch
 from arrea_nb._commands import BadCommand, Command, read_commands
 from arrea_nb._job import Job
 from arrea_nb._ledger import Ledger
-from arrea_nb._options import BatchOptions, Settings, checked_count, checked_shell, read_options
+from arrea_nb._options import Settings, checked_count, checked_shell, read_options
 from arrea_nb._policy import Decision
 from arrea_nb._progress import running
 from arrea_nb._records import BatchRecord, Host, JobRecord, Latch, Outcome, brief
 from arrea_nb._section import HoldInterrupts, Section
 from arrea_nb._timer import Timer
-from arrea_nb.errors import AllWorkersFailedError, ArreaError, JobCancelled, JobCrashed, JobTimeout, UnknownBatchError
+from arrea_nb.errors import (
+    AllWorkersFailedError,
+    ArreaError,
+    JobCancelled,
+    JobCrashed,
+    JobTimeout,
+    UnknownBatchError,
+)
 from arrea_nb.events import Event, JobState
 from arrea_nb.workers import _capture
 from arrea_nb.workers._guard import Guard
@@ -109,12 +116,13 @@ class Engine:
         # Held while a step of closing is taken.
         self._closer = threading.RLock()
         self._steps_taken = 0
+        self._all_told = False
         self._ending: list[BatchRecord] = []
         self._leaving: list[threading.Thread] = []
         self._deadline = 0.0
 
     def __del__(self) -> None:
-        # Nobody can reach it any more, its batches and its workers included: nobody is inside, and nothing runs.
+        # Nobody can reach it, its batches and its workers included: nobody is inside, and nothing runs.
         if getattr(self, "_steps_taken", None) is None or self.process != os.getpid():
             return
         self.timer.end()
@@ -126,11 +134,15 @@ class Engine:
         self.keeper.abandon()
         self.spool.remove()
         with suppress(Exception):  # where warnings are errors there is nobody who could catch it
-            warnings.warn("a Leader was dropped without close(); close it, or use it with `with`", ResourceWarning, 2)
+            warnings.warn(
+                "a Leader was dropped without close(); close it, or use it with `with`", ResourceWarning, 2
+            )
 
     # Admission
 
-    def prepare(self, commands: Any, given: Mapping[str, Any], env: Mapping[str, str] | None = None) -> BatchRecord:
+    def prepare(
+        self, commands: Any, given: Mapping[str, Any], env: Mapping[str, str] | None = None
+    ) -> BatchRecord:
         """The record of a batch that is ready to be admitted. Reads what users hand in; nothing starts.
 
         Args:
@@ -148,7 +160,9 @@ class Engine:
         __tracebackhide__ = True  # a user's mistake is shown without the way that it took through here
         self.check_usable()
         options = read_options(self.settings, given, env)
-        made, names, written = read_commands(commands, options.max_commands, cwd=options.cwd, path=options.path)
+        made, names, written = read_commands(
+            commands, options.max_commands, cwd=options.cwd, path=options.path
+        )
         _refuse_if_none_can_start(made)
         batch = BatchRecord(secrets.token_hex(8), options, contextvars.copy_context(), names)
         # A batch that a job executes does not print into that job.
@@ -160,7 +174,7 @@ class Engine:
                 raise ArreaError("shell commands need Linux (pidfd_open); here only callables run")
             batch.shell = options.shell or checked_shell(self.settings.shell, options.path)
             batch.env = {os.fsencode(key): os.fsencode(value) for key, value in options.env.items()}
-        if "python" in kinds:
+        if "python" in kinds or options.policy.asks:  # which runs callables of the user's too
             _capture.install()
         return batch
 
@@ -195,7 +209,7 @@ class Engine:
                 if batch.end_clock is not None:
                     self._plan_sweep(batch.clock)
         except BaseException as error:
-            # Nobody will have this Batch, so nothing of it shall go on: an interrupt at the end of the section, too.
+            # An interrupt at the end of the section, for one: nobody has this Batch, so it shall not go on.
             if batch.counts:
                 self.stop(batch, interrupted=isinstance(error, KeyboardInterrupt))
             elif log is not None:
@@ -307,7 +321,8 @@ class Engine:
                 now = time.monotonic()
                 at = time.time()
                 if worker.lost:
-                    return self._dismiss(worker)
+                    self._dismiss(worker)
+                    return None
                 if job is None:
                     section.shelters[worker.ident] = worker
                 elif job.stop is None and type(result) is not Outcome:
@@ -323,7 +338,8 @@ class Engine:
                         return job
                 return self._next(worker, now, at)
             finally:
-                section.drain()
+                if section.later:
+                    section.drain()
                 section.owner = 0
 
     def decided(
@@ -340,7 +356,8 @@ class Engine:
                 now = time.monotonic()
                 at = time.time()
                 if worker.lost:
-                    return self._dismiss(worker)
+                    self._dismiss(worker)
+                    return None
                 self._keep_orphans(worker, slot, now)
                 self.section.shelters[worker.ident] = worker
                 self._follow(job, self.ledger.decided(job, decision, now, at, note), now)
@@ -521,10 +538,21 @@ class Engine:
         """
         with self.hold, self.lock, self.section:
             first = any(one is latch for one, _ in slot.latches)
-            slot.latches = tuple(pair for pair in slot.latches if pair[0] is not latch and pair[0] is not bell)
-            if first and not slot.latches and not slot.over and not self.ledger.places.step_back(slot.job, bell):
+            slot.latches = tuple(
+                pair for pair in slot.latches if pair[0] is not latch and pair[0] is not bell
+            )
+            if (
+                first
+                and not slot.latches
+                and not slot.over
+                and not self.ledger.places.step_back(slot.job, bell)
+            ):
                 slot.latches = ((bell, slot.paused_at is not None),)
                 return False
+            if not first and slot.latches and not slot.over and not slot.job.away:
+                # It got the place back just when another of its threads had begun to wait without one.
+                self.ledger.places.step_aside(slot.job)
+                self._hire()
             if slot.paused_at is not None and not any(own for _, own in slot.latches):
                 slot.paused += time.monotonic() - slot.paused_at
                 slot.paused_at = None
@@ -548,7 +576,7 @@ class Engine:
         """Takes the steps of closing that are still to be taken; see `Leader.close`.
 
         Raises:
-            RuntimeError: In a job of its own, which could not end before it, or where it broke into a section.
+            RuntimeError: In a job of its own, which could not end before it; where it broke into a section.
         """
         if self.process != os.getpid() or self.stage is Stage.CLOSED:
             return
@@ -560,11 +588,35 @@ class Engine:
             )
         with self.hold:  # refuses who broke into a section
             pass
+        if self._closer._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - Condition asks it as well
+            raise RuntimeError(
+                "called by a finaliser or a signal handler that broke into close(), which goes on afterwards"
+            )
+        grace = self.settings.grace if grace is None else min(grace, self.settings.grace)
         with self._closer:
-            while self._steps_taken < len(_STEPS):
-                taken = self._steps_taken
-                _STEPS[taken](self, self.settings.grace if grace is None else min(grace, self.settings.grace))
-                self._steps_taken = max(self._steps_taken, taken + 1)
+            try:
+                while self._steps_taken < len(_STEPS):
+                    _STEPS[self._steps_taken](self, grace)
+                    self._steps_taken += 1
+            except KeyboardInterrupt:
+                # Somebody is impatient: who ignores SIGTERM is killed soon, also if nobody closes further.
+                with self.hold, self.lock, self.section:
+                    for record in self._ending:
+                        self._stop(record, None, min(grace, INTERRUPT_GRACE))
+                raise
+
+    @property
+    def torn(self) -> bool:
+        """Whether an interrupt tore it from closing, so that nobody is at it any more."""
+        if self.stage is not Stage.CLOSING or self._closer._is_owned():  # type: ignore[attr-defined]  # noqa: SLF001 - as above
+            return False
+        attempt = running.get()
+        if isinstance(attempt, Attempt) and attempt.desk is self and not attempt.over:
+            return False  # a job of its own, which cannot close it
+        if not self._closer.acquire(blocking=False):
+            return False
+        self._closer.release()
+        return True
 
     def _stop_all(self, grace: float) -> None:
         with self.hold, self.lock, self.section:
@@ -575,15 +627,9 @@ class Engine:
             self._leaving = [worker.thread for worker in self.workers if not worker.lost]
         self._deadline = time.monotonic() + self.settings.grace + 2.0
 
-    def _see_the_end(self, grace: float) -> None:
-        try:
-            for record in self._ending:
-                self.await_end(record, max(0.0, self._deadline - time.monotonic()))
-        except KeyboardInterrupt:
-            # Somebody is impatient: whoever ignores SIGTERM is killed soon, also if nobody closes any further.
-            for record in self._ending:
-                self.section.order(lambda record=record: self._stop(record, None, min(grace, INTERRUPT_GRACE)))  # type: ignore[misc]
-            raise
+    def _see_the_end(self, _: float) -> None:
+        for record in self._ending:
+            self.await_end(record, max(0.0, self._deadline - time.monotonic()))
 
     def _join(self, _: float) -> None:
         for thread in self._leaving:
@@ -592,10 +638,11 @@ class Engine:
 
     def _deliver_the_last(self, _: float) -> None:
         with self.hold, self.lock, self.section:
-            told = list(self.broadcast)
-            for one in told:
+            self._all_told = True
+            for one in self.broadcast:
                 self.broadcast.remove(one)
                 one.end()
+            told = self.broadcast.finishing()
         until = time.monotonic() + _LAST_EVENTS
         for one in told:
             one.finish(max(0.0, until - time.monotonic()))
@@ -649,7 +696,9 @@ class Engine:
             found = [one for one in reversed(known) if one.startswith(prefix)]
             record = exact or (self.ledger.batches[found[0]] if found else None)
         if prefix and len(found) > 1:
-            raise UnknownBatchError(f"{prefix} is short for {', '.join(one[:8] for one in found)}; say more of it")
+            raise UnknownBatchError(
+                f"{prefix} is short for {', '.join(one[:8] for one in found)}; say more of it"
+            )
         if record is None:
             there = ", ".join(one[:8] for one in reversed(known)) or "none"
             raise UnknownBatchError(f"no batch {prefix or 'yet'}; there are: {there}")
@@ -663,13 +712,20 @@ class Engine:
                 found = self._batches[record.id] = Batch(record, cast("Host", self))
             return found
 
-    def subscribe(self, callback: Callback | None, record: BatchRecord | None, mailbox_size: int) -> Subscription:
-        """See `Leader.subscribe`."""
-        self.check_usable()
+    def subscribe(
+        self, callback: Callback | None, record: BatchRecord | None, mailbox_size: int
+    ) -> Subscription:
+        """See `Leader.subscribe`.
+
+        Raises:
+            RuntimeError: If there will be no further event to hear of.
+        """
+        self.check_usable(closed=True)
         batch_id = None if record is None else record.id
         made = Subscription(_weakly(self.leave), batch_id, mailbox_size)
         with self.hold, self.lock, self.section:
-            self.check_usable()
+            over = record is not None and record.end_clock is not None and bool(record.counts)
+            self.check_usable(closed=over or not self._all_told)
             there = None if callback is None else self.broadcast.find(callback, batch_id)
             if there is not None:
                 return there
@@ -678,7 +734,7 @@ class Engine:
             if record is not None and record.counts:
                 for event in self.ledger.replay(record, time.time()):
                     made.deliver(event)
-            if record is not None and record.end_clock is not None and record.counts:
+            if over:
                 made.end()
             else:
                 self.broadcast.add(made)
@@ -826,7 +882,7 @@ class Engine:
         return []
 
     def _own(self, slot: Attempt, grace: float) -> list[BatchRecord]:
-        """What an attempt has executed until now is to be cancelled: returns what is ours, and notes the rest."""
+        """What an attempt has executed is to be cancelled: returns what is ours, and notes the rest."""
         owned, slot.owned = slot.owned, ()
         for engine, batch in owned:
             if engine is not self:
@@ -955,7 +1011,13 @@ _STEPS: tuple[Callable[[Engine, float], None], ...] = (
 def _deadline(job: JobRecord, slot: Attempt | None) -> float | None:
     """When a callable is to be stopped; None: not, or not while it waits for a batch of its own."""
     timeout = job.batch.options.timeout
-    if timeout is None or job.clock is None or job.stop is not None or job.command.kind != "python" or job.asking:
+    if (
+        timeout is None
+        or job.clock is None
+        or job.stop is not None
+        or job.command.kind != "python"
+        or job.asking
+    ):
         return None
     if slot is None:
         return job.clock + timeout

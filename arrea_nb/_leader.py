@@ -9,8 +9,8 @@ It has traits and public verbs, and an engine that does the work:
                        Places ◀─────┤    └─ publish ──┼──▶ mailboxes ──▶ subscribers, views
                     (who is next)   └── report ◀──────┘  (the end of one attempt; returns the next job)
 
-Guarantees: options are checked before anything starts, and every public method works from any thread. What goes
-on inside, and the one lock, is in `_engine.py`.
+Guarantees: options are checked before anything starts, and every public method works from any thread. What
+goes on inside, and the one lock, is in `_engine.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from arrea_nb._state import LeaderState
 from arrea_nb.events import CustomEvent
 
 
-class _Count(Int):
+class _Count(Int[int, Any]):
     """A whole number, also of numpy's."""
 
     def validate(self, obj: Any, value: Any) -> Any:
@@ -49,7 +49,7 @@ class _Count(Int):
         return super().validate(obj, number if isinstance(number, int) else value)
 
 
-class _Seconds(Float):
+class _Seconds(Float[Any, Any]):
     """Seconds, also as numpy has them."""
 
     def validate(self, obj: Any, value: Any) -> Any:
@@ -78,9 +78,9 @@ class Leader(SingletonConfigurable):
         help="Seconds for each attempt, time in the queue not counted; 0: no limit.",
     ).tag(config=True)
     max_commands = _Count(Settings.max_commands, min=1, help="Commands in one batch.").tag(config=True)
-    max_workers = _Count(
-        Settings.max_workers, min=1, help="Jobs that run at once over all batches."
-    ).tag(config=True)
+    max_workers = _Count(Settings.max_workers, min=1, help="Jobs that run at once over all batches.").tag(
+        config=True
+    )
     cleanup_interval = _Seconds(
         Settings.cleanup_interval, min=0.001, help="Seconds between two looks for old batches."
     ).tag(config=True)
@@ -90,9 +90,9 @@ class Leader(SingletonConfigurable):
     keep_batches = _Count(
         Settings.keep_batches, min=0, help="So many ended batches are kept in any case."
     ).tag(config=True)
-    grace = _Seconds(
-        Settings.grace, min=0, help="Seconds from SIGTERM to SIGKILL; 0 kills at once."
-    ).tag(config=True)
+    grace = _Seconds(Settings.grace, min=0, help="Seconds from SIGTERM to SIGKILL; 0 kills at once.").tag(
+        config=True
+    )
     shell = Unicode(Settings.shell, help="The shell that runs lines, by name or path.").tag(config=True)
     max_output_bytes = _Count(
         Settings.max_output_bytes, min=0, help="Output of one job that is kept, in bytes."
@@ -120,7 +120,8 @@ class Leader(SingletonConfigurable):
         """
         if cls.initialized():
             there = super().instance()
-            if there._engine.stage is Stage.CLOSING:  # noqa: SLF001 - a Leader as well
+            engine = there._engine  # noqa: SLF001 - a Leader as well
+            if engine.stage is Stage.CLOSED or engine.torn:
                 there.close()  # it was torn from closing by the stop button, and goes on from there
         plain = {name: value for name, value in options.items() if name not in {"parent", "config"}}
         if plain and cls.initialized():
@@ -305,16 +306,17 @@ class Leader(SingletonConfigurable):
             UnknownBatchError: If there is no such batch.
             IndexError: If it has no such job.
         """
-        if not isinstance(batch_id, str) or not batch_id:
-            kind = ValueError if isinstance(batch_id, str) else TypeError
-            raise kind(f"batch_id: expected the id of a batch or the beginning of one, got {batch_id!r}")
+        if not batch_id:
+            raise ValueError(
+                f"batch_id: expected the id of a batch or the beginning of one, got {batch_id!r}"
+            )
         self._engine.stop(record_of(self._engine.batch(batch_id)), job)
 
     def close(self, grace: float | None = None) -> None:
         """Ends its batches, threads, guard and spool; more than once is fine.
 
-        When it returns, the Leader is closed, also if another thread began with it. An interrupt may tear it: then
-        jobs have a grace of 1 s at the most, and the next call goes on from there.
+        When it returns, the Leader is closed, also if another thread began with it. An interrupt may tear it:
+        then jobs have a grace of 1 s at the most, and the next call goes on from there.
 
         Args:
             grace: Seconds from SIGTERM to SIGKILL. None: `Leader.grace`.
@@ -323,18 +325,19 @@ class Leader(SingletonConfigurable):
             RuntimeError: In a job of this Leader, which would wait for its own end.
         """
         self._engine.close(grace)
-        if Leader._instance is self:
+        there: Any = Leader._instance  # what traitlets says of its type is wrong
+        if there is self:
             Leader.clear_instance()
         _lifetime.ended()
 
-    def _record_of(self, batch: Batch | str | None) -> BatchRecord | None:
+    def _record_of(self, batch: object) -> BatchRecord | None:
         if batch is None:
             return None
         if isinstance(batch, Batch):
             return record_of(batch)
-        if not isinstance(batch, str):
-            raise TypeError(f"batch: expected a Batch or an id, got {type(batch).__name__}")
-        return record_of(self._engine.batch(batch))
+        if isinstance(batch, str):
+            return record_of(self._engine.batch(batch))
+        raise TypeError(f"batch: expected a Batch or an id, got {type(batch).__name__}")
 
     def _set(self, change: Any) -> None:
         if change.name == "max_workers":

@@ -5,9 +5,9 @@ them, a job's state and what it came to change together, and `started = finished
 running` at any moment. An illegal move raises with the job's history and changes nothing. Who may run is
 decided by `_places.py`.
 
-Every verb is called under the engine's lock, takes the time as an argument, and says by its return value
-what to do next: `take` the job to run, `ended` and `decided` the moment its retry is due, `halt` the jobs to
-stop. A job that failed, and whose policy is a callable, is `asking` after `ended`, until `decided`. An event is
+Every verb is called under the engine's lock, takes the time as an argument, and says by its return value what
+to do next: `take` the job to run, `ended` and `decided` the moment its retry is due, `halt` the jobs to stop.
+A job that failed, and whose policy is a callable, is `asking` after `ended`, until `decided`. An event is
 built only if somebody wants to hear of its batch.
 """
 
@@ -88,7 +88,9 @@ class Ledger:
         bad = [job for job in batch.jobs if isinstance(job.command, BadCommand)]
         if batch.heard:
             self._publish(
-                BatchStarted(batch.id, at, batch.options.name, len(batch.jobs), tuple(job.index for job in bad))
+                BatchStarted(
+                    batch.id, at, batch.options.name, len(batch.jobs), tuple(job.index for job in bad)
+                )
             )
         for job in bad:
             command = job.command
@@ -110,7 +112,6 @@ class Ledger:
         job = self.places.next()
         if job is None:
             return None
-        job.handed_out = True
         job.attempt += 1
         if job.command.kind == "python":
             self.started(job, None, now, at)
@@ -165,9 +166,14 @@ class Ledger:
             self.ended(job, Outcome(), now, at)
             return
         self._check(job, SUCCEEDED)
-        self._free(job)
+        job.handed_out = False
+        self.places.free(job)
         job.value = value
-        self._end(job, SUCCEEDED, None, now, at)
+        if job.past:
+            job.error = job.told = job.trace = None  # the last attempt's
+        job.end_clock = now
+        self._move(job, SUCCEEDED)
+        self._finish(job, now, at)
 
     def ended(self, job: JobRecord, outcome: Outcome, now: float, at: float) -> float | None:
         """An attempt is over. Returns the moment at which its retry is due, or None.
@@ -235,8 +241,8 @@ class Ledger:
 
     @staticmethod
     def _retries_it(job: JobRecord, decision: Decision | None, could_not_start: bool) -> bool:  # noqa: FBT001 - of the outcome
-        halted = job.batch.halted is not None
-        return decision is not None and decision.step == "retry" and not halted and not could_not_start
+        refused = job.batch.halted is not None or job.abandoned or could_not_start
+        return decision is not None and decision.step == "retry" and not refused
 
     def crashed(self, held: set[JobRecord], error: Exception, now: float, at: float) -> None:
         """A worker was lost to a bug, at whatever point: what nobody holds and should be held has failed.
@@ -258,7 +264,9 @@ class Ledger:
                 if job.state.ended:
                     self._finish(job, now, at)
                 elif verdict is not None:
-                    self._end(job, verdict.state, verdict.error, job.attempt_end or now, at, verdict.told, now=now)
+                    self._end(
+                        job, verdict.state, verdict.error, job.attempt_end or now, at, verdict.told, now=now
+                    )
                 else:
                     self._end(job, FAILED, error, now, at)
             self.places.offer(batch)  # it may have been left out of the turn
@@ -278,12 +286,13 @@ class Ledger:
         """
         state = job.stop or CANCELLED
         note = "it did not stop within its grace and still runs, in a thread of its own"
+        if job.verdict is None:
+            self._check(job, state)
         job.abandoned = True
         self.abandoned += 1
         if job.verdict is not None:  # its policy's callable, that is; the attempt failed before
             self.decided(job, None, now, at, f"policy.on_error: {note}")
             return False
-        self._check(job, state)
         error = self.timeout_error(job) if state is TIMED_OUT else cancelled_error(state)
         error.add_note(note)
         policy = job.batch.options.policy
@@ -351,7 +360,9 @@ class Ledger:
     def replay(self, batch: BatchRecord, at: float) -> list[Event]:
         """What a late subscriber missed: BatchStarted, and the latest lifecycle event of each job."""
         bad = tuple(job.index for job in batch.jobs if isinstance(job.command, BadCommand))
-        events: list[Event] = [BatchStarted(batch.id, batch.started_at, batch.options.name, len(batch.jobs), bad)]
+        events: list[Event] = [
+            BatchStarted(batch.id, batch.started_at, batch.options.name, len(batch.jobs), bad)
+        ]
         for job in batch.jobs:
             if job.state is RUNNING:
                 events.append(JobStarted(batch.id, job.started_at or at, job.index, job.attempt, job.pid))
@@ -367,7 +378,8 @@ class Ledger:
     def timeout_error(job: JobRecord) -> JobTimeout:
         """The error of a job that ran past its deadline."""
         return JobTimeout(
-            f"timed out after {job.batch.options.timeout:g} s; give it longer with -t 10m, or %config Leader.timeout"
+            f"timed out after {job.batch.options.timeout:g} s; "
+            "give it longer with -t 10m, or %config Leader.timeout"
         )
 
     # The moves

@@ -1,7 +1,7 @@
 """What happens at a fork and at exit, to every engine of the process: one list each.
 
-Guarantees: an engine that is dropped is dropped from here too. At exit jobs that run are cancelled, and stderr
-says so and names `wait()`. In a forked child nothing touches the parent's guard, spool or processes.
+Guarantees: an engine that is dropped is dropped from here too. At exit jobs that run are cancelled, and
+stderr says so and names `wait()`. In a forked child nothing touches the parent's guard, spool or processes.
 """
 
 from __future__ import annotations
@@ -59,7 +59,12 @@ def _forget_attempt() -> None:
 
 AT_EXIT: list[Callable[[], None]] = [_close_all]
 """Called in this order when the interpreter exits."""
-IN_FORKED_CHILD: list[Callable[[], None]] = [forget_inside, _forget_engines, HoldInterrupts.forget, _forget_attempt]
+IN_FORKED_CHILD: list[Callable[[], None]] = [
+    forget_inside,
+    _forget_engines,
+    HoldInterrupts.forget,
+    _forget_attempt,
+]
 """Called in this order in a forked child; the Leader adds that it has no instance."""
 
 

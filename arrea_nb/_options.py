@@ -1,7 +1,7 @@
 """What `execute` takes besides commands, checked, and the settings of a Leader that are its defaults.
 
-Guarantees: a complaint names the option, what was expected and what came, and nothing has started by then. What
-a batch was given is kept as it was at that moment, the working directory and the environment among it: a
+Guarantees: a complaint names the option, what was expected and what came, and nothing has started by then.
+What a batch was given is kept as it was at that moment, the working directory and the environment among it: a
 `BatchOptions` never changes, and `retry_failed` has no other source.
 """
 
@@ -139,7 +139,8 @@ def current_directory() -> str:
         return os.getcwd()
     except FileNotFoundError:
         raise ValueError(
-            "cwd: the kernel's working directory is not there any more; os.chdir() to one that is, or pass cwd="
+            "cwd: the kernel's working directory is not there any more; "
+            "os.chdir() to one that is, or pass cwd="
         ) from None
 
 

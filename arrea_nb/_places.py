@@ -1,11 +1,11 @@
 """Places: who may run now, over all batches. As pure as the ledger, which owns one of these.
 
-Three want a place: a callable that gave its own up to wait for a batch and comes back, a retry that is due, and
-a first attempt. `next` decides between all of them, and nobody else does.
+Three want a place: a callable that gave its own up to wait for a batch and comes back, a retry that is due,
+and a first attempt. `next` decides between all of them, and nobody else does.
 
 Guarantees: `workers` of a batch and `most` over all of them are never exceeded, save by threads of one job
-(see `step_aside`); who comes back goes before whoever has not begun; a retry goes before first attempts of its
-batch, and these begin in the order given; batches share free places in turn.
+(see `step_aside`); who comes back goes before whoever has not begun; a retry goes before first attempts of
+its batch, and these begin in the order given; batches share free places in turn.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Places:
         return min(free, sum(_ready(batch) for batch in self._turn))
 
     def next(self) -> JobRecord | None:
-        """Fills places: those who come back get theirs; then the job that begins now, which has one; or None."""
+        """Gives places to those who come back; then the job that begins now, which has one, or None."""
         if self._returning:
             self._give_back()
         turn = self._turn
@@ -54,6 +54,7 @@ class Places:
             job = _next_of(batch)
             if job is None:
                 continue
+            job.handed_out = True
             self.taken += 1
             batch.running += 1
             if batch.running < batch.workers:
@@ -95,7 +96,7 @@ class Places:
         self.offer(job.batch)
 
     def step_back(self, job: JobRecord, bell: Latch) -> bool:
-        """It wants its place back. Returns whether it has it already; else `bell` rings when it has, or stops."""
+        """It wants its place back. Returns whether it has it; else `bell` rings when it has, or stops."""
         if not job.away or job.stop is not None:
             return True
         self._returning.append((job, bell))

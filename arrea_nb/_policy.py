@@ -1,7 +1,7 @@
 """What happens after a job fails: continue, stop, abort, retry.
 
-Guarantees: a `Policy` never changes and is checked when it is made. Everything here is pure: a callable of the
-user's is asked by the worker (`workers/_python.py`), never under a lock.
+Guarantees: a `Policy` never changes and is checked when it is made. Everything here is pure: a callable of
+the user's is asked by the worker (`workers/_python.py`), never under a lock.
 """
 
 from __future__ import annotations

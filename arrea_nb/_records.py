@@ -352,5 +352,5 @@ _TRACE: Any = BaseException.__dict__["__traceback__"]
 
 
 def with_trace(error: Exception, trace: TracebackType | None) -> Exception:
-    """The error with this traceback, whatever its class says to that: a frozen dataclass refuses attributes."""
+    """The error with this traceback, whatever its class says to that, as a frozen dataclass does."""
     return BaseException.with_traceback(error, trace)

@@ -4,9 +4,9 @@ Four things can break into Python code that holds a lock, and each is provided f
 
 - An interrupt on the main thread: while the section lasts SIGINT is only noted, and raised at its end.
 - Any other signal that has a handler in Python: the same.
-- A finaliser that the garbage collector runs inside the section, or just before it: `nested` says so there. An
-  order that needs no answer is left in `later`, which the owner carries out before it lets go; who needs an
-  answer gets an error, and never waits while its own thread holds the lock.
+- A finaliser that the garbage collector runs inside the section, or just before it: `nested` says so there.
+  An order that needs no answer is left in `later`, which the owner carries out before it lets go; who needs
+  an answer gets an error, and never waits while its own thread holds the lock.
 - The exception that stops a callable: its thread takes it back on entry and is given it again at the end
   (`Shelter`, which the worker threads are).
 
@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 _log = logging.getLogger("arrea_nb")
 T = TypeVar("T")
@@ -38,7 +38,7 @@ _SIGNALS = tuple(
     if hasattr(signal, name)
 )
 _BUSY = (
-    "called by a finaliser or a signal handler that broke into arrea_nb at work, where nothing can be waited for; "
+    "called by a finaliser or a signal handler that broke into arrea_nb at work, where nothing can wait; "
     "have the handler set a flag or start a thread, and call it from there"
 )
 
@@ -71,12 +71,17 @@ class HoldInterrupts:
         if cls.depth == 0:
             before = signal.getsignal(signal.SIGINT)
             if before is None or before is signal.SIG_IGN:
-                before = None  # not ours to swap: set in C, or ignored anyway
+                cls._before = None  # not ours to swap: set in C, or ignored anyway
             else:
                 cls.noted = False
-                # An interrupt before this call raises here, and nothing has happened yet.
-                signal.signal(signal.SIGINT, _note)
-            cls._before = before
+                cls._before = before
+                try:
+                    # An interrupt before this call raises here, and nothing has happened yet.
+                    signal.signal(signal.SIGINT, _note)
+                except BaseException:  # another signal's handler ran just now, and raised
+                    cls._before = None
+                    signal.signal(signal.SIGINT, before)
+                    raise
         cls.depth += 1
 
     def __exit__(
@@ -159,25 +164,23 @@ _inside = _Inside()
 
 
 class _Hold:
-    """What is entered before the lock: signals wait from here on, and what breaks in can know that it does."""
+    """What is entered before the lock: signals wait from here on, and what breaks in can know it."""
 
     def __init__(self, section: Section) -> None:
         self._section = section
         self._interrupts = HoldInterrupts()
-        # Of the main thread, which is alone in here between entry and exit.
-        self._handlers: list[tuple[signal.Signals, Any]] = []
-        self._noted: list[int] = []
 
     def __enter__(self) -> None:
         if self._section.nested:
             raise RuntimeError(_BUSY)
         if _get_ident() == threading.main_thread().ident:
-            self._interrupts.__enter__()
+            # The others first: while they are held nothing but an interrupt can raise.
+            _Others.depth += 1
             try:
-                self._hold_others()
+                _Others.hold()
+                self._interrupts.__enter__()
             except BaseException:  # a handler of the user's ran just before its turn, and raised
-                self._let_others_come()
-                self._interrupts.__exit__(None, None, None)
+                _Others.let_come()
                 raise
         # Last of all, and no call after it: between this and the lock nothing can raise.
         _inside.depth = 1
@@ -188,27 +191,66 @@ class _Hold:
         _inside.depth = 0  # again, for one that was stopped on its way in
         if _get_ident() == threading.main_thread().ident:
             try:
-                self._let_others_come()
-            finally:
                 self._interrupts.__exit__(kind, error, trace)
+            finally:
+                _Others.let_come()
 
-    def _hold_others(self) -> None:
+
+class _Others:
+    """The other signals with a handler in Python: held back as SIGINT is, for the main thread alone.
+
+    A handler may break in between two steps of this, enter and leave a section of its own, of whichever
+    engine, and raise. So there is one note of what was replaced, of all sections: what one of them could not
+    put back the next one does.
+    """
+
+    depth = 0
+    held: ClassVar[dict[signal.Signals, Any]] = {}  # the user's handlers
+    noted: ClassVar[list[int]] = []
+
+    @classmethod
+    def hold(cls) -> None:
         for number in _SIGNALS:
             handler = signal.getsignal(number)
-            if callable(handler):
-                self._handlers.append((number, handler))
-                signal.signal(number, self._note_other)
+            if callable(handler) and handler is not _note_other:
+                cls.held[number] = handler
+                signal.signal(number, _note_other)
 
-    def _let_others_come(self) -> None:
-        handlers, self._handlers = self._handlers, []
-        for number, handler in handlers:
-            signal.signal(number, handler)
-        noted, self._noted = self._noted, []
-        _raise_all(noted)
+    @classmethod
+    def let_come(cls) -> None:
+        cls.depth = max(0, cls.depth - 1)
+        if cls.depth:
+            return
+        try:
+            cls.put_back()
+        finally:
+            noted = cls.noted[:]
+            del cls.noted[: len(noted)]
+            _raise_all(noted)
 
-    def _note_other(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's arguments
-        if number not in self._noted:
-            self._noted.append(number)
+    @classmethod
+    def put_back(cls) -> None:
+        held = cls.held
+        try:
+            while held:
+                number, handler = next(iter(held.items()))
+                signal.signal(number, handler)
+                held.pop(number, None)
+        except BaseException:  # it came at once, and raised
+            cls.put_back()
+            raise
+
+    @classmethod
+    def forget(cls) -> None:
+        """In a forked child."""
+        cls.depth = 0
+        cls.noted.clear()
+        cls.put_back()
+
+
+def _note_other(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - a signal handler's arguments
+    if number not in _Others.noted:
+        _Others.noted.append(number)
 
 
 def _raise_all(numbers: list[int]) -> None:
@@ -274,7 +316,9 @@ class Section:
                 shelter.give_again()  # which may raise it here and now
         finally:
             self.owner = 0
-            _inside.depth = 0  # before the lock is free: from then on anybody can have a callable stopped here
+            _inside.depth = (
+                0  # before the lock is free: from then on anybody can have a callable stopped here
+            )
 
     def drain(self) -> None:
         """Carries out what was left in `later`; an order that fails is logged, and the section goes on."""
@@ -288,6 +332,7 @@ class Section:
 def forget_inside() -> None:
     """In a forked child, which may have been forked by a thread that was inside."""
     _inside.depth = 0
+    _Others.forget()
 
 
 class Shelter:

@@ -5,9 +5,9 @@
 
 It serves `wait`, `result`, `as_completed`, `await`, `run` and the magic.
 
-Guarantees: no latch is left behind, however the wait ends. A callable of any engine that waits gives its place
-up meanwhile (C2) and is woken when it is stopped; a coroutine's loop goes on meanwhile. Nobody waits while the
-own thread holds the lock. An interrupt ends the waiting, not the batch.
+Guarantees: no latch is left behind, however the wait ends. A callable of any engine that waits gives its
+place up meanwhile (C2) and is woken when it is stopped; a coroutine's loop goes on meanwhile. Nobody waits
+while the own thread holds the lock. An interrupt ends the waiting, not the batch.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from queue import SimpleQueue
 import pytest
 
 import arrea_nb
-from arrea_nb import _broadcast, _leader
+from arrea_nb import _broadcast, _engine
 from arrea_nb.events import BatchEnded, BatchStarted, JobEnded, JobOutput, JobRetrying, JobStarted
 
 LONG = 60.0
@@ -71,7 +71,7 @@ def test_c15_events_are_enqueued_under_the_leaders_lock(monkeypatch):
             owned.append(leader._engine.lock._is_owned())
             super().deliver(event)
 
-    monkeypatch.setattr(_leader, "Subscription", Mailbox)
+    monkeypatch.setattr(_engine, "Subscription", Mailbox)
     with arrea_nb.subscribe() as events:
         batch = arrea_nb.execute(
             ["echo a; exit 1", lambda: print("b")], policy={"retries": 1, "retry_delay": 0}

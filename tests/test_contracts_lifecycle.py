@@ -69,9 +69,9 @@ def test_c18_young_batches_stay():
         looks = threading.Semaphore(0)
         sweep = leader._engine._sweep
 
-        def counted(now, at):
+        def counted(now, at, gone):
             looks.release()
-            return sweep(now, at)
+            return sweep(now, at, gone)
 
         leader._engine._sweep = counted
         for _ in range(3):
@@ -328,7 +328,7 @@ arrea_nb.subscribe(stop)
 try:
     arrea_nb.run(["echo up; sleep 300", "sleep 300"])
 except KeyboardInterrupt:
-    print([str(job.state) for job in arrea_nb.Leader.instance().batches()[0]])
+    print([str(job.state) for job in arrea_nb.Leader.instance()._engine.batches()[0]])
 """
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=LONG, check=False
@@ -365,10 +365,10 @@ def test_an_interrupt_ends_the_waiting_and_not_the_batch(_):
 def test_c21_a_worker_that_dies_of_a_bug_is_replaced_and_its_job_crashed(monkeypatch):
     run_shell = _threads.run_shell
 
-    def buggy(worker, job, desk):
+    def buggy(job, desk, wake_fd):
         if job.index == 1:
             raise ZeroDivisionError("a bug of ours")
-        return run_shell(worker, job, desk)
+        return run_shell(job, desk, wake_fd)
 
     monkeypatch.setattr(_threads, "run_shell", buggy)
     batch = arrea_nb.execute(["true", "true", "true", int], workers=1)
@@ -387,10 +387,10 @@ def test_c21_a_timer_that_dies_of_a_bug_is_replaced():
     with arrea_nb.Leader() as leader:
         sweep, bugs = leader._engine._sweep, [ZeroDivisionError("a bug of ours")]
 
-        def buggy(now, at):
+        def buggy(now, at, gone):
             if bugs:
                 raise bugs.pop()
-            return sweep(now, at)
+            return sweep(now, at, gone)
 
         leader._engine._sweep = buggy
         assert leader.execute([int], timeout=0.001).wait(timeout=LONG)

@@ -67,7 +67,7 @@ def test_c5_a_shell_job_has_its_ids_in_its_environment_and_a_session_of_its_own(
     batch = arrea_nb.execute(["true", line])
     job = batch[1]
     ids, stdin, session, out, err = job.result(timeout=LONG).stdout.splitlines()
-    assert ids == f"{arrea_nb.Leader.instance().kernel_id} {batch.id} 1 1"
+    assert ids == f"{arrea_nb.Leader.instance()._engine.kernel_id} {batch.id} 1 1"
     assert stdin == "/dev/null"
     assert {int(word) for word in session.split()} == {job.pid}
     assert out.startswith("pipe:")
@@ -146,13 +146,13 @@ def test_c5_a_process_whose_exit_status_went_to_somebody_else_has_crashed(tmp_pa
 def test_c5_a_job_that_is_cancelled_before_its_process_is_spawned_gets_none(monkeypatch, tmp_path):
     """It has been handed to a worker, which made what it needs for it: there is nothing to stop yet."""
     with arrea_nb.Leader() as leader:
-        new_output, handed = leader.new_output, SimpleQueue()
+        new_output, handed = leader._engine.new_output, SimpleQueue()
 
         def cancelled_meanwhile():
             handed.get(timeout=LONG).cancel()
             return new_output()
 
-        monkeypatch.setattr(leader, "new_output", cancelled_meanwhile)
+        monkeypatch.setattr(leader._engine, "new_output", cancelled_meanwhile)
         batch = leader.execute([f"touch {tmp_path}/began"])
         handed.put(batch)
         assert batch.wait(timeout=LONG)
@@ -193,7 +193,14 @@ def test_c5_who_holds_the_pipe_and_writes_for_ever_does_not_keep_a_job_from_endi
             select.select([fd], [], [], LONG)
         return count
 
+    drain = _shell._ShellRun._drain
+
+    def wait_for_some_and_drain(self):
+        select.select(list(self._streams), [], [], LONG)
+        drain(self)
+
     monkeypatch.setattr(_shell._ShellRun, "_read", read_and_wait_for_more)
+    monkeypatch.setattr(_shell._ShellRun, "_drain", wait_for_some_and_drain)
     batch = arrea_nb.execute(["setsid yes & sleep 0.2"])
     assert batch[0].result(timeout=LONG).stdout.startswith("y\ny\n")
     assert 0 < after_the_end <= _shell._PIPE_HOLDS + _shell._CHUNK
@@ -264,7 +271,7 @@ def test_c6_a_later_cancel_does_not_lengthen_the_grace_of_an_earlier_one():
     with arrea_nb.Leader(grace=LONG / 2) as leader, leader.subscribe() as events:
         batch = leader.execute(["trap '' TERM; echo up; while :; do sleep 0.05; done"])
         _until(events, JobOutput)
-        batch.cancel(interrupted=True)
+        leader._engine.stop(batch._record, interrupted=True)
         batch.cancel()
         assert batch.wait(timeout=LONG / 4)
         assert (batch[0].state, batch[0].signal) == ("cancelled", signal.SIGKILL)
@@ -537,7 +544,7 @@ def test_c7_a_stop_that_came_while_it_waited_to_print_spoils_nothing_for_the_nex
 def test_c7_a_stop_outside_of_the_callable_is_for_its_job_only(moment):
     """It comes when the worker has got the job and not called it yet, or when the callable has returned."""
     with arrea_nb.Leader(max_workers=1, grace=LONG) as leader:
-        report, ran = leader.report, []
+        report, ran = leader._engine.report, []
 
         def cancel():
             # Not by the worker itself, which would get the exception before it has left cancel().
@@ -546,15 +553,15 @@ def test_c7_a_stop_outside_of_the_callable_is_for_its_job_only(moment):
             while other.is_alive():
                 time.sleep(0.001)
 
-        def reported(worker, job, outcome, value=None):
+        def reported(worker, job, result=None):
             if moment == "returned" and job is not None and job.index == 1:
                 cancel()
-            following = report(worker, job, outcome, value)
+            following = report(worker, job, result)
             if moment == "handed out" and following is not None and following.index == 1:
                 cancel()
             return following
 
-        leader.report = reported
+        leader._engine.report = reported
         commands = [lambda at=at: ran.append((at, threading.get_ident())) or at for at in range(3)]
         with leader._engine.lock:
             batch = leader.execute(commands)
@@ -783,7 +790,8 @@ def test_policy_callable_that_raises_lets_the_batch_go_on():
     batch = arrea_nb.execute(["exit 3", "true"], policy={"on_error": decide})
     assert batch.wait(timeout=LONG)
     assert [job.state for job in batch] == ["failed", "succeeded"]
-    assert batch[0].error.__notes__ == ["policy.on_error: raised LookupError: oh; the batch goes on"]
+    assert batch[0].note == "policy.on_error: raised LookupError: oh; the batch goes on"
+    assert not hasattr(batch[0].error, "__notes__")
 
 
 def test_policy_callable_that_answers_something_else_lets_the_batch_go_on():
@@ -791,7 +799,7 @@ def test_policy_callable_that_answers_something_else_lets_the_batch_go_on():
     assert batch.wait(timeout=LONG)
     assert [job.state for job in batch] == ["failed", "succeeded"]
     expected = "expected one of continue, stop, abort or retry, got 'go on'"
-    assert batch[0].error.__notes__ == [f"policy.on_error: {expected}; the batch goes on"]
+    assert batch[0].note == f"policy.on_error: {expected}; the batch goes on"
 
 
 def test_policy_delays_that_no_number_can_hold_are_the_longest_delay():

@@ -210,7 +210,7 @@ def test_results_are_kept():
     batch = arrea_nb.execute(["echo one", lambda: 2, ["echo", "three"]])
     assert batch.results(timeout=LONG) == [(0, "one\n", ""), 2, (0, "three\n", "")]
     assert batch.results() == batch.results()
-    assert arrea_nb.Leader.instance().batch(batch.id)[1].value == 2
+    assert arrea_nb.Leader.instance()._engine.batch(batch.id)[1].value == 2
 
 
 def test_the_cleanup_spares_running_batches():

@@ -20,7 +20,7 @@ SETUP = """
 %load_ext arrea_nb
 import json, os, signal, threading, time
 import arrea_nb
-from arrea_nb import _batch, _engine, _leader, _ledger, _section
+from arrea_nb import _engine, _ledger, _section, _waits
 from arrea_nb.notebook import _live, _magic, _stage
 
 leader = arrea_nb.Leader.instance()
@@ -139,7 +139,9 @@ def kernel(the_kernel):
         (the_kernel.folder / f"{moment}-go").touch()
     the_kernel.run("for one in leader._engine.batches(): one.cancel(); one.wait()")
     the_kernel.run("for one in undo: one()")
-    the_kernel.run("undo.clear(); leader.max_workers = 100; leader._engine.ledger.batches.clear(); _arrea = None")
+    the_kernel.run(
+        "undo.clear(); leader.max_workers = 100; leader._engine.ledger.batches.clear(); _arrea = None"
+    )
     for file in the_kernel.folder.iterdir():
         file.unlink()
 
@@ -185,10 +187,10 @@ MOMENTS = {
     "as the view was built": ("_live.LiveView, '__init__', True", "sleep 300\nsleep 300", "cancelled"),
     "while the view is shown": ("_stage, '_publish'", "sleep 300\nsleep 300", "cancelled"),
     "as the view was shown": ("_stage.Showing, 'begin', True", "sleep 300\nsleep 300", "cancelled"),
-    "when the wait begins": ("_engine.Engine, 'add_latch'", "sleep 300\nsleep 300", "cancelled"),
-    "as it is about to wait": ("_leader, 'take_from'", "sleep 300\nsleep 300", "cancelled"),
-    "while it waits": ("_leader, 'take_from', hold=False", "sleep 300\nsleep 300", "cancelled"),
-    "when the wait is over": ("_engine.Engine, 'drop_latch'", "true\ntrue", "succeeded"),
+    "when the wait begins": ("_engine.Engine, 'register'", "sleep 300\nsleep 300", "cancelled"),
+    "as it is about to wait": ("_waits, 'take_from'", "sleep 300\nsleep 300", "cancelled"),
+    "while it waits": ("_waits, 'take_from', hold=False", "sleep 300\nsleep 300", "cancelled"),
+    "when the wait is over": ("_engine.Engine, 'unregister'", "true\ntrue", "succeeded"),
     "before the summary": ("_stage, 'publish_summary'", "true\ntrue", "succeeded"),
     "after the summary": ("_stage, 'publish_summary', True", "true\nfalse", "failed"),
     "before the failure is raised": ("_magic, '_raise_if_failed'", "true\nfalse", "failed"),
@@ -219,7 +221,7 @@ def test_stop_before_the_first_job_has_a_place_and_no_other_batch_feels_it(kerne
     kernel.run("leader.max_workers = 1")
     kernel.run("%%arrea --bg -t 0 -o other\ntouch taken; until [ -e end ]; do sleep 0.02; done")
     kernel.until("taken")
-    kernel.run("block('first', _engine.Engine, 'add_latch', True)")
+    kernel.run("block('first', _engine.Engine, 'register', True)")
     request = kernel.send("%%arrea -t 0\ntouch ran")
     kernel.press()
     outputs = kernel.ended(request)
@@ -310,9 +312,9 @@ WAITS = [
 @pytest.mark.parametrize("cell", WAITS)
 def test_stop_ends_the_waiting_for_a_batch_of_another_cell_and_not_the_batch(kernel, cell):
     kernel.run("batch = arrea_nb.execute(['until [ -e end ]; do sleep 0.02; done; echo done'], timeout=None)")
-    where = "_batch, 'take_from'" if "completed" in cell else "_engine, 'take_from'"
+    where = "_waits, 'take_from'"
     if cell == "await batch":
-        kernel.run("block('first', _batch.asyncio, 'wait_for')")
+        kernel.run("block('first', _waits.asyncio, 'wait_for')")
     else:
         kernel.run(f"block('first', {where})")
     request = kernel.send(cell)

@@ -5,6 +5,7 @@ Batches come, jobs and batches are cancelled, in any sequence. Which job is next
 must hold whatever it chooses is checked after every order, and the limits at every event.
 """
 
+import math
 import queue
 import sys
 import time
@@ -240,10 +241,13 @@ class LeaderMachine(RuleBasedStateMachine):
         if told is None:
             return
         last = told.is_last(index)
-        with self.leader._engine.lock, self.leader._engine.section:  # its deadline is now
-            worker = next(one for one in self.leader._engine.workers if one.job is told.batch[index]._record)
-            worker.deadline = 0.0
-            self.leader._engine.timer.plan(0.0)
+        engine, record = self.leader._engine, told.batch[index]._record
+        slots = [one for one in engine.workers if one.job is record]
+        while slots[0].slot is None:
+            time.sleep(0.001)
+        with engine.hold, engine.lock, engine.section:
+            slots[0].slot.paused = -math.inf  # its deadline has passed
+            engine.timer.plan(0.0)
         self.attempt_over(told, index)
         assert (told.states[index] == "timed_out") == last
         if last:

@@ -428,7 +428,9 @@ class LedgerMachine(RuleBasedStateMachine):
         assert not self.models(lambda one: one.state not in ENDED)
         assert all(self.heard[key]["ended"] for key in self.batches)
         assert self.ledger.places.taken == 0
-        assert not self.ledger.places._returning or all(not job.away for job, _ in self.ledger.places._returning)
+        assert not self.ledger.places._returning or all(
+            not job.away for job, _ in self.ledger.places._returning
+        )
 
 
 TestLedger = LedgerMachine.TestCase

@@ -755,7 +755,7 @@ def test_unloading_cancels_what_runs(notebook):
     notebook.run("%%arrea --bg -t 0\nsleep 60")
     notebook.run("%unload_ext arrea_nb")
     assert notebook.batch.state is JobState.CANCELLED
-    assert arrea_nb.Leader.views.show is None
+    assert _views._registered.show is None
 
 
 def test_an_error_handler_of_the_users_own_goes_on_working_and_comes_back(notebook):

@@ -579,7 +579,7 @@ def test_close_lets_go_of_everything_and_can_be_repeated(leader, shell, shown, s
 def test_each_leader_shows_its_own_batches(presenter, leader, shown):
     with Leader() as other:
         batch = other.execute(["sleep 60"])
-        view = other.show(batch)
+        view = _views.show(batch)
         batch.cancel()
         assert batch.wait(LONG)
         view.finish()

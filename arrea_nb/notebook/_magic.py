@@ -128,7 +128,7 @@ class ArreaMagics(Magics):
         if options.dry_run:
             _write(numbered(commands))
             return
-        leader = Leader.instance()
+        leader = _leader_of(self._shell)
         engine = engine_of(leader)
         origin = _Origin(self._cell(line, cell), raises=not options.no_raise)
         self._tell_what_still_runs(engine, origin.cell)
@@ -159,7 +159,7 @@ class ArreaMagics(Magics):
     def manage(self, line: str) -> None:
         """Lists the batches, or shows one, waits for it, cancels it, or prints what its jobs printed."""
         options = parsed_line(self.manage, line)
-        engine = engine_of(Leader.instance())
+        engine = engine_of(_leader_of(self._shell))
         if options.verb is None:
             _write(table(engine.batches()))
             return
@@ -340,11 +340,7 @@ def _write(text: str) -> None:
 def load(shell: InteractiveShell) -> None:
     """Registers the magics, the Leader's settings and the views with a shell; more than once is fine."""
     _unregister(shell)
-    leader = Leader.instance(parent=shell)
-    if leader.parent is not shell:
-        leader.update_config(shell.config)
-    configurables: list[Any] = shell.configurables
-    configurables.append(leader)
+    _leader_of(shell)
     presenter = Presenter(shell)
     _views.show_with(presenter.show, presenter.widget, presenter.waited)
     magics = ArreaMagics(shell, presenter)
@@ -353,10 +349,29 @@ def load(shell: InteractiveShell) -> None:
 
 
 def unload(shell: InteractiveShell) -> None:
-    """Undoes `load` and closes the Leader: running batches are cancelled. More than once is fine."""
+    """Undoes `load` and closes the Leader: running batches are cancelled. More than once is fine.
+
+    One that an interrupt tears from closing has not unloaded: IPython has it as loaded, and so it is.
+    """
     if Leader.initialized():
         Leader.instance().close()
-    _unregister(shell)
+    with HoldInterrupts():
+        _unregister(shell)
+        # An interrupt is raised at the end of this, and IPython would take it for loaded.
+        extensions: Any = shell.extension_manager
+        extensions.loaded.discard("arrea_nb")
+
+
+def _leader_of(shell: InteractiveShell) -> Leader:
+    """The kernel's Leader, known to `%config`: another one, if that of before was closed."""
+    leader = Leader.instance(parent=shell)
+    configurables: list[Any] = shell.configurables
+    if not any(one is leader for one in configurables):
+        if leader.parent is not shell:
+            leader.update_config(shell.config)
+        configurables[:] = [one for one in configurables if not isinstance(one, Leader)]
+        configurables.append(leader)
+    return leader
 
 
 def _unregister(shell: InteractiveShell) -> None:

@@ -1,10 +1,11 @@
 """One callable in this thread, and whatever else of the user's a worker calls: the policy that is asked.
 
-Guarantees: each attempt runs in a fresh copy of the context in which its batch was submitted, and so does each
-asking of a policy; what it prints goes to its job's output and is dropped after its end; an awaitable runs in a
-loop of its own. When the job is stopped `StopJob` is raised in it (see `_slot.py` for when), which `except
-Exception` does not catch; a coroutine is cancelled through its loop instead. An error is put into words where
-it was raised, so that a `__str__` that hangs is stopped as the callable is. Tracebacks begin in the user's code.
+Guarantees: each attempt runs in a fresh copy of the context in which its batch was submitted, and so does
+each asking of a policy; what it prints goes to its job's output and is dropped after its end; an awaitable
+runs in a loop of its own. When the job is stopped `StopJob` is raised in it (see `_slot.py` for when), which
+`except Exception` does not catch; a coroutine is cancelled through its loop instead. An error is put into
+words where it was raised, so that a `__str__` that hangs is stopped as the callable is. Tracebacks begin in
+the user's code.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from pathlib import Path
 from types import CoroutineType, TracebackType
 from typing import Any
 
-from arrea_nb._commands import PythonCall, awaitable, short_repr, unrun
+from arrea_nb._commands import awaitable, unrun
+from arrea_nb._foreign import exact, short_repr
 from arrea_nb._policy import ANSWERS, STEPS, Decision
 from arrea_nb._progress import ProgressReader, running
 from arrea_nb._records import BatchRecord, Desk, JobRecord, Latch, Outcome, brief, trace_of, with_trace
 from arrea_nb._section import Stop
 from arrea_nb.errors import InvalidCommandError, JobCancelled, JobCrashed
-from arrea_nb.workers._slot import Slot, Thread
+from arrea_nb.workers._slot import CLOSED, OPEN, Slot, Thread
 
 _log = logging.getLogger("arrea_nb")
 _OURS = str(Path(__file__).resolve().parent.parent)
@@ -32,7 +34,8 @@ _ASYNCIO = str(Path(asyncio.__file__).resolve().parent)
 # Values of these types are nothing that still has to be run.
 _PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, tuple, dict})
 # Held while an attempt makes its output, which several of its threads may do at once.
-_making = threading.Lock()
+# A finaliser that prints may break in there, in the thread that makes it.
+_making = threading.RLock()
 
 
 class Attempt(Slot):
@@ -68,12 +71,15 @@ class Attempt(Slot):
             if self._output is None:
                 job = self.job
                 if job.output is None:
-                    job.output = self.desk.new_output()
+                    made = self.desk.new_output()
+                    if self._output is None:  # else a finaliser has printed meanwhile, and made another
+                        job.output = made
                 elif job.asking:
                     job.output.reopen()  # a process has ended it
-                self._readers = (ProgressReader(), ProgressReader())
-                self._reading = threading.Lock()
-                self._output = job.output
+                readers, reading = (ProgressReader(), ProgressReader()), threading.Lock()
+                if self._output is None:
+                    self._readers, self._reading = readers, reading
+                    self._output = job.output
             return self._output
 
     def _read(self, stream: int, data: bytes) -> float | None:
@@ -88,7 +94,10 @@ class Attempt(Slot):
 
     def close(self) -> None:
         """It is over: what is written from now on is dropped."""
-        super().close()
+        if self.state is OPEN:
+            self.state = CLOSED  # the usual case, once for each job and under the lock
+        else:
+            super().close()
         # The frames of an error keep this object, also when the job is tried again: not its output.
         self._output = None
 
@@ -103,7 +112,7 @@ class Attempt(Slot):
         return self.desk.step_back(self, latch, bell)
 
     def check(self) -> None:
-        """Ends a thread of its own that waited while it was stopped; the callable's own thread has the exception.
+        """Ends a thread of its own that waited while it was stopped; the callable's own has the exception.
 
         Raises:
             JobCancelled: In that case.
@@ -124,9 +133,7 @@ class Attempt(Slot):
 def run_python(attempt: Attempt) -> Any:
     """Runs the callable. Returns what it returned, or the Outcome of a failure."""
     job = attempt.job
-    command = job.command
-    assert isinstance(command, PythonCall)  # noqa: S101 - for the type checker
-    return job.batch.context.copy().run(_call, command.function, attempt)
+    return job.batch.context.copy().run(_call, job.command.function, attempt)  # type: ignore[union-attr]  # its kind
 
 
 def _call(function: Any, attempt: Attempt) -> Any:
@@ -200,8 +207,8 @@ def _ask(attempt: Attempt) -> tuple[Decision | None, str | None]:
     try:
         answer = policy.on_error(verdict.error, job.attempt, attempt.desk.public(job))
         for word in ANSWERS:
-            # Its type first: an answer's own __eq__ is not asked.
-            if isinstance(answer, str) and str.__eq__(word, str.__str__(answer)):
+            # By its type: an answer's own methods are not asked.
+            if issubclass(type(answer), str) and exact(answer) == word:
                 return policy.after(job.attempt, word), None
         said = f"expected one of {', '.join(STEPS)} or retry, got {short_repr(answer)}"
     except Stop:

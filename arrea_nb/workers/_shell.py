@@ -16,9 +16,9 @@ import logging
 import os
 import select
 import signal
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from arrea_nb._commands import NOT_EXECUTABLE, NOT_FOUND, ShellCommand
 from arrea_nb._progress import ProgressReader
@@ -27,9 +27,6 @@ from arrea_nb.errors import CommandFailed, JobCrashed
 from arrea_nb.workers._process import Process
 
 _log = logging.getLogger("arrea_nb")
-
-if TYPE_CHECKING:
-    from arrea_nb.workers._threads import Worker
 
 SUPPORTED = hasattr(os, "pidfd_open")
 _CHUNK = 65536
@@ -44,9 +41,15 @@ _REMEDIES = {
 }
 
 
-def run_shell(worker: Worker, job: JobRecord, desk: Desk) -> Outcome:
-    """Runs the command of a shell job to its end."""
-    outcome = _ShellRun(worker, job, desk).run()
+def run_shell(job: JobRecord, desk: Desk, wake_fd: Callable[[], int]) -> Outcome:
+    """Runs the command of a shell job to its end.
+
+    Args:
+        job: The job.
+        desk: Where its output and its news go.
+        wake_fd: The descriptor that becomes readable when it shall stop.
+    """
+    outcome = _ShellRun(job, desk, wake_fd).run()
     if outcome.error is not None:
         outcome.told = str(outcome.error)
     return outcome
@@ -55,8 +58,8 @@ def run_shell(worker: Worker, job: JobRecord, desk: Desk) -> Outcome:
 class _ShellRun:
     """One attempt."""
 
-    def __init__(self, worker: Worker, job: JobRecord, desk: Desk) -> None:
-        self._worker = worker
+    def __init__(self, job: JobRecord, desk: Desk, wake_fd: Callable[[], int]) -> None:
+        self._wake_fd = wake_fd
         self._job = job
         self._desk = desk
         self._wake = -1
@@ -115,7 +118,7 @@ class _ShellRun:
         """Makes the descriptors and spawns the process; None if the job was cancelled meanwhile."""
         ends: list[int] = []
         try:
-            self._wake = self._worker.wake_fd()
+            self._wake = self._wake_fd()
             for stream in range(len(self._decoders)):
                 reading, end = os.pipe()
                 self._streams[reading] = stream
@@ -150,7 +153,7 @@ class _ShellRun:
         number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
         advice = f"; {_REMEDIES[number]}" if number in _REMEDIES else ""
         where = self._job.batch.options.cwd
-        if where is not None and isinstance(error, FileNotFoundError) and error.filename == where:
+        if isinstance(error, FileNotFoundError) and error.filename == where:
             reason = f"its working directory {where} is gone"
             advice = "; make it again, or pass another cwd="
         failure = CommandFailed(f"could not start: {reason} (exit {code}){advice}", code)

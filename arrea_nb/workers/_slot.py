@@ -1,17 +1,17 @@
 """One attempt's slot: its states, the table of legal moves, and the exception that stops a callable.
 
-    NEW ──▶ OPEN ──▶ PENDING ◀──▶ WITHHELD         PENDING: the exception was set, and has not come yet
-             │          │                            WITHHELD: kept out of a section of ours
-             │          ▼                            ARRIVED: it was raised in the callable
-             │       ARRIVED ──▶ DROPPED             DROPPED: in a finaliser, where Python drops what is raised:
-             ├──▶ ASKED                                       it is set once more
-             ▼                                       ASKED: a bell was rung instead (a process, a coroutine)
+    NEW ──▶ OPEN ──▶ PENDING ◀──▶ WITHHELD      PENDING: the exception was set, and has not come yet
+             │          │                         WITHHELD: kept out of a section of ours
+             │          ▼                         ARRIVED: it was raised in the callable
+             │       ARRIVED ──▶ DROPPED          DROPPED: in a finaliser, where Python drops it
+             ├──▶ ASKED                           ASKED: a bell was rung instead (a process, a coroutine)
+             ▼
           CLOSED, or ABANDONED
 
 Guarantees: `StopJob` is injected under the engine's lock, at most once an attempt (once more if it was
-dropped), and only while the slot is open. Whoever closes the slot takes a pending exception back under the same
-lock, so that it can never land in another job. An illegal move raises. No thread is known here: what injects is
-handed in, so that all of it is tested without any.
+dropped), and only while the slot is open. Whoever closes the slot takes a pending exception back under the
+same lock, so that it can never land in another job. An illegal move raises. No thread is known here: what
+injects is handed in, so that all of it is tested without any.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class Worker(Shelter):
     def _run(self, job: JobRecord) -> JobRecord | None:
         """One attempt. Returns what to do next: this job again, if its policy is to be asked."""
         result: Any = None
-        job.output = None
+        if job.output is not None:
+            job.output = None  # that of the attempt before
         attempt = Attempt(job, self.desk, self, self.ident)
         here.slot = attempt
         try:
@@ -84,7 +85,7 @@ class Worker(Shelter):
                 attempt.bell = self.ring
                 attempt.state = OPEN
                 self.slot = attempt
-                result = run_shell(self, job, self.desk)
+                result = run_shell(job, self.desk, self.wake_fd)
             return self.desk.report(self, job, result)
         except StopJob:
             # It came in one of the gaps above. An attempt gets it once, so now there is peace.
@@ -131,7 +132,7 @@ class Worker(Shelter):
         return self._wake
 
     def ring(self) -> None:
-        """Wakes the poll. Written under the lock: after it the descriptor could be closed, and be another file."""
+        """Wakes the poll; under the lock, as afterwards the descriptor could be another file's."""
         if self._wake is not None:
             os.eventfd_write(self._wake, 1)
 

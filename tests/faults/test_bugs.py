@@ -9,6 +9,7 @@ import pytest
 
 import arrea_nb
 from arrea_nb._ledger import Ledger
+from arrea_nb._places import Places
 from arrea_nb.errors import JobCrashed
 from arrea_nb.workers import _process
 from arrea_nb.workers._guard import Guard
@@ -59,15 +60,17 @@ def _adds_up(leader):
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("name", ["take", "started", "returned", "ended", "_free", "_end", "_offer", "_move"])
+@pytest.mark.parametrize(
+    "name", ["take", "started", "returned", "ended", "_free", "_end", "offer", "next", "_move"]
+)
 def test_a_bug_in_the_ledger_costs_a_job_at_the_most(monkeypatch, leader, name, before):
     """Before the verb did its work, or after it, when half an outcome is applied or a job handed out."""
 
     def fail():
         raise ValueError("no")
 
-    _break(monkeypatch, Ledger, name, before=before)
-    if name == "_offer":
+    _break(monkeypatch, Ledger if hasattr(Ledger, name) else Places, name, before=before)
+    if name == "offer":
         with pytest.raises(Bug):
             leader.execute([int])
     batch = leader.execute([int, "true", fail, "exit 1"] * 3, workers=2, timeout=None)
@@ -118,7 +121,7 @@ def test_a_bug_that_stays_fails_what_is_ready_and_hires_nobody_for_ever(monkeypa
 
 @pytest.mark.parametrize("name", ["started", "guard", "new_output", "public"])
 def test_a_bug_around_a_process_leaves_none(monkeypatch, leader, name):
-    _break(monkeypatch, leader, name)
+    _break(monkeypatch, leader._engine, name)
     batch = leader.execute(["sleep 300", "exit 3"], workers=1, timeout=0.5)
     assert batch.wait(timeout=LONG)
     assert [str(job.state) for job in batch].count("failed") >= 1

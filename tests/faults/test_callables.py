@@ -91,7 +91,7 @@ def test_what_is_no_exception_is_a_crash_of_its_job(leader, kind):
 def test_a_callable_may_tamper_with_what_python_knows_of_its_thread(alone):
     """It takes its thread out of threading's table, which Python complains of, and empties what is local."""
     told, _ = alone("""
-from arrea_nb.workers._python import here
+from arrea_nb.workers._slot import here
 def work():
     threading._active.pop(threading.get_ident(), None)
     here.__dict__.clear()
@@ -100,7 +100,7 @@ batch = arrea_nb.execute([work] * 4, workers=2, timeout=None)
 told["states"] = ended(batch)
 told["stdout"] = [job.stdout for job in batch]
 told["after"] = ended(arrea_nb.execute([int, "true"] * 3, workers=3))
-told["places"] = arrea_nb._leader.Leader.instance()._engine.ledger.places
+told["places"] = arrea_nb._leader.Leader.instance()._engine.ledger.places.taken
 """)
     assert told == {
         "states": ["succeeded"] * 4,

@@ -136,7 +136,7 @@ leader = arrea_nb._leader.Leader.instance()
 subscription = leader.subscribe()
 watch = leader._engine.watch(batch, queue.SimpleQueue())
 waiting = batch.as_completed()
-while not batch[0].stdout:
+while not batch[0].stdout.endswith("\\n"):
     pass
 inside, out = threading.Event(), threading.Event()
 

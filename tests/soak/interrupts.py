@@ -39,7 +39,9 @@ def soak(count: int, seed: int, figures: Figures) -> None:
     figures.check(sender.sent == caught, f"{sender.sent} interrupts sent, {caught} caught")
     still = [one.id for one in state.batches.values() if one.state == "running"]
     figures.check(not still, f"{len(still)} batches never ended")
-    figures.check(leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed")
+    figures.check(
+        leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed"
+    )
     ended = stats["finished"] + stats["failed"] + stats["cancelled"]
     figures.check(stats["running"] == 0, f"{stats['running']} jobs run for ever")
     figures.check(stats["started"] == ended, f"{stats['started']} started, {ended} ended")

@@ -40,7 +40,9 @@ def soak(count: int, seed: int, figures: Figures) -> None:
     stats = leader.get_state().stats
     figures.check(stats["failed"] == figures.faults["timed_out"], f"failed is {stats['failed']}")
     figures.check(stats["finished"] == figures.jobs - stats["failed"], f"finished is {stats['finished']}")
-    figures.check(leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed")
+    figures.check(
+        leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed"
+    )
     figures.check(leader.get_state().abandoned == 0, "a callable was abandoned")
     close(leader, surroundings, figures)
 

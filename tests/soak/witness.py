@@ -167,7 +167,9 @@ def compare_counters(leader, batches, figures):
     }
     for name, number in expected.items():
         figures.check(stats[name] == number, f"{name} is {stats[name]}, but {number} jobs say so")
-    figures.check(leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed")
+    figures.check(
+        leader._engine.ledger.places.taken == 0, f"{leader._engine.ledger.places.taken} places were not freed"
+    )
 
 
 class Surroundings:
