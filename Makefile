@@ -56,9 +56,9 @@ test: .venv/.stamp-test
 		--nbval-sanitize-with tests/nbval-sanitize.cfg notebooks
 
 # Measured in this process: what a test runs in a kernel or a process of its own does not count.
-CORE := arrea_nb/_ledger.py arrea_nb/_policy.py arrea_nb/_broadcast.py \
-	arrea_nb/workers/_output.py arrea_nb/workers/_shell.py
-CORE_TESTS := tests/test_ledger.py tests/test_ledger_model.py tests/test_output.py tests/test_bad_input.py \
+CORE := arrea_nb/_ledger.py arrea_nb/_places.py arrea_nb/_policy.py arrea_nb/_broadcast.py \
+	arrea_nb/workers/_output.py arrea_nb/workers/_spool.py arrea_nb/workers/_shell.py arrea_nb/workers/_process.py
+CORE_TESTS := tests/test_ledger.py tests/test_ledger_model.py tests/test_places.py tests/test_output.py tests/test_bad_input.py \
 	tests/test_contracts_*.py tests/test_from_arrea.py tests/test_presenter.py \
 	$(addprefix tests/faults/test_,bugs.py callables.py no_room.py subscribers.py clock_and_fork.py)
 
