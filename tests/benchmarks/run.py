@@ -5,6 +5,7 @@ Run it on a machine that does nothing else: `make bench`.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -12,12 +13,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 
+from tqdm import tqdm
+
 import arrea_nb
 
 WORKERS = 4
 CALLABLES = 20_000
 PROCESSES = 2_000
 ROUNDS = 5
+ITEMS = 1_000_000
+BATCHES = 10_000
 
 
 def nothing() -> int:
@@ -66,6 +71,31 @@ def _xargs(*shell: str) -> None:
     subprocess.run(command, input=lines, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
+def tracked() -> None:
+    """A loop in a callable, which tells its progress."""
+    arrea_nb.run([lambda: sum(1 for _ in arrea_nb.track(range(ITEMS)))], timeout=None)
+
+
+def barred() -> None:
+    """The same loop with tqdm, which draws to nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        assert sum(1 for _ in tqdm(range(ITEMS), file=nowhere)) == ITEMS
+
+
+def kept() -> float:
+    """What one more batch costs when many are kept, against when few are: the ratio of two medians."""
+    with arrea_nb.Leader(keep_batches=BATCHES, batch_retention=1e9) as leader:
+        times = []
+        for _ in range(BATCHES):
+            begin = time.perf_counter()
+            leader.execute([nothing], log=False).wait()
+            times.append(time.perf_counter() - begin)
+    few, many = median(times[500:1500]) * 1e6, median(times[-1000:]) * 1e6
+    what = f"a batch with {BATCHES:,} kept / with 1,000 kept (<= 1.25)"
+    print(f"{what:<58} {many:8.1f} us  {few:8.1f} us  ratio {many / few:.2f}")
+    return many / few
+
+
 def compare(what: str, count: int, first: Callable[[], None], peer: Callable[[], None]) -> float:
     """Runs both in turn, prints the medians, and returns the ratio of them."""
     times: dict[Callable[[], None], list[float]] = {first: [], peer: []}
@@ -90,6 +120,9 @@ def main() -> int:
     good &= (
         compare("2,000 programs `true` / xargs -P (<= 1.50)", PROCESSES, our_programs, xargs_programs) <= 1.5
     )
+    # Half a microsecond an item more than tqdm's is what a loop may cost.
+    good &= compare("1,000,000 items of track() / tqdm (<= 1.00)", ITEMS, tracked, barred) <= 1.0
+    good &= kept() <= 1.25
     arrea_nb.Leader.instance().close()
     return 0 if good else 1
 
