@@ -98,7 +98,8 @@ MUTATIONS = [
         "C7",
         "a callable that was stopped as it was handed out is called all the same",
         "workers/_threads.py",
-        "                if job.stop is None:\n                    result = run_python(attempt)\n",
+        "                if job.stop is None and not self.lost:\n"
+        "                    result = run_python(attempt)\n",
         "                result = run_python(attempt)\n",
         "test_contracts_running.py::test_c7_a_stop_outside_of_the_callable_is_for_its_job_only[handed out]",
     ),

@@ -79,7 +79,7 @@ class Worker(Shelter):
                 attempt.state = OPEN
                 self.slot = attempt
                 # From here on the exception can come at any moment, until the slot is closed in report().
-                if job.stop is None:
+                if job.stop is None and not self.lost:
                     result = run_python(attempt)
             else:
                 attempt.bell = self.ring
@@ -99,7 +99,7 @@ class Worker(Shelter):
         try:
             attempt.state = OPEN
             self.slot = attempt
-            if job.stop is None:
+            if job.stop is None and not self.lost:
                 decision, note = ask_policy(attempt)
             return self.desk.decided(self, job, decision, note)
         except StopJob:
